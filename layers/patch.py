@@ -22,7 +22,7 @@ class PatchEmbed(Module):
     """Cuts an image into patches and maps each to a token: a convolution whose stride is its size, computed as one
     matrix product.
 
-    Parameters: ``kernel`` (patch, patch, channels, features), ``bias``, and ``norm.*`` where the tokens have a norm.
+    Parameters: ``kernel`` (patch, patch, channels, features), ``bias`` (features,), and ``norm.*`` if there is a norm.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PatchEmbed(Module):
         """Maps (batch, height, width, channels) to (batch, height / patch, width / patch, features).
 
         Raises:
-          ValueError: the patch does not divide the image, or the number of channels is another.
+          ValueError: the patch does not divide the image, or the image has another number of channels than the kernel.
         """
         batch, height, width, channels = images.shape
         p = self.patch_size
@@ -80,11 +80,11 @@ class PatchEmbed(Module):
 
 
 class PatchMerging(Module):
-    """Four neighboring tokens become one: side by side, (0, 0), (1, 0), (0, 1), (1, 1) by row and column, through a
-    linear layer without bias; the norm is before it (Swin) or after it (Swin v2). A grid of odd sides is padded with
-    zeros.
+    """Merges 2x2 neighboring tokens: their features are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1) of row
+    and column and mapped by a linear layer without bias, with the norm before it (Swin) or after it (Swin v2). A grid
+    of odd sides is padded with zeros.
 
-    Swin Transformer (Liu et al., 2021), section 3.1. Parameters: ``norm``, ``reduction``.
+    Swin Transformer (Liu et al., 2021, arXiv:2103.14030), section 3.1. Parameters: ``norm``, ``reduction`` (linear).
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class PatchMerging(Module):
 
 
 def soft_split_grid(height: int, width: int, size: int, stride: int, padding: int) -> tuple[int, int]:
-    """Rows and columns of the tokens that :func:`soft_split` makes of a map.
+    """Rows and columns of the tokens of :func:`soft_split`.
 
     Raises:
       ValueError: a map smaller than a window.
@@ -129,15 +129,15 @@ def soft_split_grid(height: int, width: int, size: int, stride: int, padding: in
 
 
 def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """Overlapping windows as tokens (T2T-ViT, L. Yuan et al., 2021, section 3.1).
+    """Overlapping windows as tokens (T2T-ViT, L. Yuan et al., 2021, arXiv:2101.11986, section 3.1).
 
     Args:
       x: (batch, height, width, channels).
-      size, stride: of the windows.
+      size, stride: size and stride of the windows, in pixels.
       padding: zeros on each side of the map.
 
     Returns:
-      (batch, rows, columns, channels * size * size): channel by channel its window, row by row.
+      (batch, rows, columns, channels * size * size): for each channel its window, in row-major order.
     """
     rows, columns = soft_split_grid(x.shape[1], x.shape[2], size, stride, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -147,11 +147,11 @@ def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
 
 
 class ConvNorm(Module):
-    """Convolution, dense or in groups, then a norm and an activation where there are any; or the norm before it, with
-    ``norm_first``.
+    """Convolution, dense or grouped, followed by an optional norm and an optional activation; with ``norm_first`` the
+    norm is before the convolution.
 
-    ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the
-    end.
+    ``padding`` is the number of zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with an odd zero
+    at the end.
     """
 
     def __init__(
@@ -193,10 +193,10 @@ class ConvNorm(Module):
         self.norm_first, self.activation = norm_first, activation
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height', width', features); with half a kernel of padding
-        the sides are divided by ``strides`` and rounded up.
+        """Maps (batch, height, width, in_features) to (batch, height', width', features); with padding of half an odd
+        kernel the sides are divided by ``strides`` and rounded up.
 
-        ``mask`` is bool (batch, height', width'), True = real: of a batch norm, which leaves the others out.
+        ``mask`` is bool (batch, height', width'), True = real; a batch norm leaves other tokens out of its statistics.
         """
         if self.norm is None:
             x = self.conv(x)
@@ -205,7 +205,8 @@ class ConvNorm(Module):
         return x if self.activation is None else self.activation(x)
 
     def merged(self) -> ConvNorm:
-        """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
+        """An equivalent for evaluation, with the batch norm folded into the convolution; itself for any other norm or
+        none.
 
         kernel' = kernel s;  bias' = bias s + t;  the norm is x s + t
         """
@@ -224,11 +225,10 @@ class ConvNorm(Module):
 
 
 class ConvStem(Sequential):
-    """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
+    """3x3 convolutions of stride 2, each followed by a norm and, except the last, an activation.
 
-    ``widths`` gives their features, ``strides`` their strides where they are not all 2. n of stride 2 map (batch,
-    height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up: two make tokens of 4x4
-    pixels.
+    ``widths`` gives their features, ``strides`` their strides if not all are 2. n of stride 2 map (batch, height,
+    width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up: two make tokens of 4x4 pixels.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Pooling of maps (batch, height, width, features): over windows as views that are put together, over parts of any size
-as products.
+"""Pooling of maps (batch, height, width, features): over windows by combining strided slices, over regions of any size
+by matrix products.
 
-On a CPU views are faster than XLA's reductions over windows (3x3 of stride 2 on 8x112x112x64: 5 ms against 11, with the
+On a CPU slices are faster than XLA's window reductions (3x3 of stride 2 on 8x112x112x64: 5 ms against 11, with the
 gradient 52 against 167), and they can be differentiated any number of times.
 """
 
@@ -17,9 +17,10 @@ from layers.module import Module
 
 
 def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
-    """Maxima over windows of ``size`` x ``size`` tokens, ``strides`` apart; ``padding`` on each side never is one.
+    """Maxima over windows of ``size`` x ``size`` tokens, ``strides`` apart; ``padding`` tokens on each side count as
+    -inf.
 
-    Equal maxima share the gradient.
+    The gradient is split between equal maxima.
 
     Returns:
       (batch, height', width', features), the number of windows that fit: (height + 2 padding - size) // strides + 1.
@@ -34,9 +35,10 @@ def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Arr
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Means over ``size`` x ``size`` tokens; a window that the map does not fill is the mean of the tokens there are.
+    """Means over windows of ``size`` x ``size`` tokens; a window that extends beyond the map averages the tokens
+    inside.
 
-    PyTorch's ``AvgPool2d(size, ceil_mode=True, count_include_pad=False)``.
+    The same as PyTorch's ``AvgPool2d(size, ceil_mode=True, count_include_pad=False)``.
 
     Returns:
       (batch, height / size, width / size, features), rounded up.
@@ -49,8 +51,8 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def resize_bilinear(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """A map (batch, height, width, features) at another size, as PyTorch's ``interpolate(mode="bilinear")`` without
-    aligned corners; a smaller one is not smoothed first.
+    """Resizes a map (batch, height, width, features) to ``grid``, as PyTorch's ``interpolate(mode="bilinear")`` with
+    ``align_corners=False``; there is no antialiasing when it shrinks.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     shape = (x.shape[0], *grid, x.shape[3])
@@ -60,7 +62,7 @@ def resize_bilinear(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
 def adaptive_average_pool(
     x: jax.Array, grid: tuple[int, int], mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Means over ``grid`` of parts that cover the map, and overlap where they do not divide it, as PyTorch's
+    """Means over a ``grid`` of regions that cover the map, and overlap where ``grid`` does not divide it, as PyTorch's
     ``AdaptiveAvgPool2d``.
 
     Args:
@@ -69,7 +71,8 @@ def adaptive_average_pool(
       mask: bool (batch, height, width), True = real; the means are over real tokens.
 
     Returns:
-      The means, (batch, rows, columns, features), and which share of each part is real, (batch or 1, rows, columns).
+      The means, (batch, rows, columns, features), and the fraction of each region that is real, (batch or 1, rows,
+      columns).
     """
     rows, columns = (_parts(size, count) for size, count in zip(x.shape[1:3], grid, strict=True))
     means = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision="highest").astype(x.dtype)
@@ -80,7 +83,7 @@ def adaptive_average_pool(
 
 
 def _parts(size: int, count: int) -> np.ndarray:
-    """Weights (count, size): part i is from floor(i size / count) up to ceil((i + 1) size / count)."""
+    """Weights (count, size): region i is from floor(i size / count) up to ceil((i + 1) size / count)."""
     part, place = np.arange(count)[:, None], np.arange(size)
     inside = (place >= part * size // count) & (place < -(-(part + 1) * size // count))
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)

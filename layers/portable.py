@@ -1,14 +1,15 @@
-"""Numbers whose bits are the same on every platform: random ones, drawn on the host, and the functions that shape them.
+"""Random numbers that are bit-identical on every platform, drawn on the host, and the functions that shape them.
 
-Random bits are Philox's (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011), a function of a key and a
-counter, so that any part of an array can be drawn alone. What turns bits into numbers is +, -, *, /, sqrt and tables
-made with them, which IEEE 754 rounds alike everywhere; the logarithms and exponentials of a platform's library differ
-in the last bits, so the ones here are our own.
+Random bits come from Philox (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011), a function of a key and
+a counter, so that any part of an array can be drawn alone. Bits become numbers by +, -, *, /, sqrt and tables made with
+them, which IEEE 754 rounds the same everywhere; logarithms and exponentials of platform libraries differ in the last
+bits, so this file has its own.
 
-Normal numbers are a table's: bits are a probability, whose floating-point exponent and first mantissa bits name a
-segment of the inverse distribution function, straight within 1e-6, and whose last bits are the place in it (Cheung,
-Lee, Luk & Villasenor, Hardware Generation of Arbitrary Random Number Distributions From Uniform Distributions Via the
-Inversion Method, 2007). No two draws depend on each other, as they would where numbers are rejected.
+Normal numbers are drawn by table lookup: the bits are a probability, whose floating-point exponent and first mantissa
+bits select a segment of the inverse distribution function, linear within 1e-6, and whose last bits are the position in
+the segment (Cheung, Lee, Luk & Villasenor, Hardware Generation of Arbitrary Random Number Distributions From Uniform
+Distributions Via the Inversion Method, 2007). Each number uses exactly one word, which rejection sampling could not
+guarantee.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 CHUNK = 1 << 16
-"""Numbers drawn at a time: what is in between stays in the cache."""
+"""Numbers drawn at a time, few enough that intermediate arrays stay in the cache."""
 
 Fill = Callable[[np.ndarray], np.ndarray]
 """Turns a chunk of random words, uint32, into float32 numbers."""
@@ -33,7 +34,7 @@ _FIRST = 127 << _SEGMENT_BITS  # number of the segment of 2^0, as the float's ex
 
 
 def stream(*names: bytes | str) -> int:
-    """The key of a stream of random words, from whatever names it."""
+    """The key of a stream of random words: a hash of its names."""
     digest = hashlib.blake2b(digest_size=16)
     for name in names:
         part = name.encode() if isinstance(name, str) else name
@@ -50,7 +51,7 @@ def words(key: int, start: int, count: int) -> np.ndarray:
 
 
 def draw(key: int, fill: Fill, out: np.ndarray, start: int = 0) -> None:
-    """Fills ``out`` (any floating dtype, contiguous) with numbers ``start`` and following of the stream ``key``."""
+    """Fills ``out`` (any floating dtype, contiguous) with the numbers from index ``start`` on of the stream ``key``."""
     flat = out.reshape(-1)
     for first in range(0, flat.size, CHUNK):
         count = min(CHUNK, flat.size - first)
@@ -63,7 +64,7 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def normal(bits: np.ndarray) -> np.ndarray:
-    """Standard normal: float32, to 6.2 standard deviations."""
+    """Standard normal, float32; magnitudes are at most 6.2."""
     return _inverted(bits, *_table(None))
 
 
@@ -76,7 +77,7 @@ def _inverted(bits: np.ndarray, offsets: np.ndarray, slopes: np.ndarray) -> np.n
     """Numbers of a symmetric distribution: the highest bit is the sign, the others are the probability of a greater
     magnitude.
     """
-    # A probability of 0 names a segment before the table's first, whose magnitude is 0; one in 2^31 is.
+    # A probability of 0, one case in 2^31, selects an entry before the first segment, whose magnitude is 0.
     probability = (bits & np.uint32(0x7FFFFFFF)).view(np.int32).astype(np.float32).view(np.int32)
     segment = (probability >> _PLACE_BITS).astype(np.intp)
     probability &= np.int32((1 << _PLACE_BITS) - 1)
@@ -90,10 +91,10 @@ def _inverted(bits: np.ndarray, offsets: np.ndarray, slopes: np.ndarray) -> np.n
 
 @functools.cache
 def _table(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Values at the segments' starts and slopes, float32, by exponent and first mantissa bits of a probability times
-    2^31.
+    """Values at the starts of the segments, and slopes, float32, indexed by exponent and first mantissa bits of a
+    probability times 2^31.
 
-    The normal distribution's magnitude, or that of a normal number known to be at most ``bound``.
+    They are of the magnitude of a normal number, or of one truncated at ``bound``.
     """
     mantissas = 1 + np.arange(1 << _SEGMENT_BITS) / (1 << _SEGMENT_BITS)
     starts = (
@@ -102,7 +103,7 @@ def _table(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
     outside = 0.0 if bound is None else float(_beyond(np.array([bound]))[0])
     values = _magnitude(outside + (1 - outside) * starts)
     slopes = (values[1:] - values[:-1]) * 2.0**-_PLACE_BITS
-    # Chords of a curve lie on one side of it: halfway to the curve's middle they are twice as near.
+    # Chords lie on one side of a curve: shifted by half the error in the middle, their maximum error is halved.
     middles = _magnitude(outside + (1 - outside) * (starts[1:] + starts[:-1]) / 2)
     offsets = values[:-1] + (middles - (values[1:] + values[:-1]) / 2) / 2
     # Rounding to float32 can make the highest probability 1, whose magnitude is 0.
@@ -112,7 +113,7 @@ def _table(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
 
 def _magnitude(probability: np.ndarray) -> np.ndarray:
     """x >= 0 that a standard normal number exceeds in magnitude with the ``probability`` in (0, 1]."""
-    # Abramowitz & Stegun, 26.2.23, is within 4.5e-4; Newton's steps square that.
+    # Abramowitz & Stegun, 26.2.23, has an error below 4.5e-4, which each Newton step squares.
     t = np.sqrt(-2 * log(probability / 2))
     x = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
     for _ in range(4):

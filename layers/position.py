@@ -1,4 +1,4 @@
-"""Where a token is: tables added to tokens, rotations of queries and keys, and biases on their scores."""
+"""Positional encodings: tables added to tokens, rotations of queries and keys, and biases on attention scores."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def default_positions(length: int, batch: int = 1) -> jax.Array:
 
 
 def sincos_table(grid: tuple[int, int], features: int, temperature: float = 10000.0) -> np.ndarray:
-    """Fixed sine-cosine table of a grid, (height, width, features): a quarter each of sin and cos of row and column.
+    """Fixed sine-cosine table of a grid, (height, width, features): sin and cos of the column, then of the row, in
+    quarters.
 
-    Better plain ViT baselines for ImageNet-1k (Beyer et al., 2022).
+    Better plain ViT baselines for ImageNet-1k (Beyer et al., 2022, arXiv:2205.01580).
 
     Raises:
       ValueError: features not divisible by 4.
@@ -39,9 +40,9 @@ def sincos_table(grid: tuple[int, int], features: int, temperature: float = 1000
 
 
 def sinusoids(length: int, features: int, temperature: float = 10000.0) -> np.ndarray:
-    """Fixed table of the places of a sequence, (length, features): sines and cosines of each wavelength side by side.
+    """Fixed table for a sequence, (length, features): sine and cosine of each wavelength in neighboring features.
 
-    Attention Is All You Need (Vaswani et al., 2017), section 3.5.
+    Attention Is All You Need (Vaswani et al., 2017, arXiv:1706.03762), section 3.5.
     """
     angles = np.arange(length)[:, None] / temperature ** (2 * (np.arange(features) // 2) / features)
     return np.where(np.arange(features) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
@@ -51,9 +52,9 @@ def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool =
     """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation.
 
     Args:
-      antialias: as timm, and PyTorch with ``antialias=True``: cubics of a = -0.5, widened where the grid shrinks, over
-        the cells that there are. False is PyTorch's plain form: a = -0.75, always four cells, the last one repeated
-        beyond the edge.
+      antialias: True is the form of timm, and of PyTorch with ``antialias=True``: cubic kernels with a = -0.5, widened
+        where the grid shrinks, and renormalized at the edges. False is PyTorch's default: a = -0.75, always four cells,
+        the outermost one repeated beyond the edge.
     """
     if tuple(table.shape[:2]) == tuple(grid):
         return table
@@ -68,9 +69,10 @@ def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool =
 def resample_offsets(table: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Resizes a table (2 height - 1, 2 width - 1, ...) over offsets within a window to the offsets of another window.
 
-    BEiT (Bao et al., 2022) as its authors' code and timm have it: the old offsets lie 1, 1 + q, 1 + q + q^2, ... from
-    the middle, with the ratio q (from 1.01 to 1.5) that spreads them over the new window, so that near offsets keep
-    their meaning; between them the table is linear, and beyond the last it stays.
+    BEiT (Bao et al., 2022, arXiv:2106.08254), as in the authors' code and timm: the old offsets are placed at distances
+    1, 1 + q, 1 + q + q^2, ... from the center, with the ratio q (from 1.01 to 1.5) that spreads them over the new
+    window, so that small offsets keep their meaning. Values are interpolated linearly between them and constant beyond
+    the last.
     """
     if tuple(table.shape[:2]) == tuple(shape):
         return table
@@ -80,13 +82,13 @@ def resample_offsets(table: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _along_both_axes(table: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Sums over the first two axes with weights (new, old) each."""
+    """Weighted sums over the first two axes, with weights (new, old) for each."""
     return jnp.einsum("ih,jw,hw...->ij...", rows, columns, table, precision="highest")
 
 
 def _cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """Weights (new, old) of the four cells around each new one: cubic convolution (Keys, 1981), cells beyond an edge
-    being those at it.
+    """Weights (new, old) of the four cells around each new one: cubic convolution (Keys, 1981), with the edge cells
+    repeated beyond the edges.
     """
     place = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
@@ -111,22 +113,20 @@ def _offset_weights(old: int, new: int) -> np.ndarray:
     return np.stack([np.interp(wanted, offsets, cell) for cell in np.eye(old)], -1).astype(np.float32)
 
 
-# Bits of a position that are multiplied at once.
+# Bits of a position that are multiplied at a time.
 _DIGIT = 11
 
 
 def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of ``positions * frequencies``, within 1e-4 at every int32 position, negative ones included.
 
-    A product in float32 keeps 24 bits: at a position of 2^24 not one of them is left for the fraction of a turn. Angles
-      are
-    counted in 2^-32 turns instead, in integers, which overflow at whole turns and so drop what does not matter. A
-    position has three digits of 11 bits, each with its own rounded multiple of the frequency: 3 * 2^11 / 2 units of
-    error, 5e-6.
+    A float32 product has 24 bits: at position 2^24 none is left for the fraction of a turn. Angles are therefore
+    integers in units of 2^-32 turns, whose overflow drops whole turns. A position is split into three digits of 11
+    bits, each with its own rounded multiple of the frequency: an error of up to 3 * 2^11 / 2 units, 5e-6.
 
     Args:
-      positions: integers (...); other numbers are multiplied in float32.
-      frequencies: radians a position, (pairs,) float64.
+      positions: (...), integers; other dtypes are multiplied in float32.
+      frequencies: radians per position, (pairs,) float64.
 
     Returns:
       Two arrays (..., pairs), float32.
@@ -148,22 +148,22 @@ def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """A rotary embedding and its options: RoFormer (Su et al., 2021), eq. 34. Pairs of features turn by angles
-    proportional to position.
+    """A rotary embedding and its options: RoFormer (Su et al., 2021, arXiv:2104.09864), eq. 34. Pairs of features are
+    rotated by angles proportional to position.
 
     Attributes:
       base: the longest wavelength is 2 pi times this.
-      dimensions: how many leading features of a head turn; None for all (GPT-NeoX turns a quarter).
-      endpoint: the slowest pair turns exactly ``base`` times slower than the fastest, as in the code of RetNet (Sun et
-        al., 2023); else one more pair would.
-      interleaved: pairs are neighbors (0, 1), (2, 3), ...; else feature i pairs with i + half.
+      dimensions: number of leading features of a head that are rotated; None for all (GPT-NeoX rotates a quarter).
+      endpoint: frequencies end at exactly 1 / base, as in the code of RetNet (Sun et al., 2023); otherwise the pair
+        after the last one would have 1 / base.
+      interleaved: pairs are neighboring features (0, 1), (2, 3), ...; otherwise feature i is paired with i + half.
       factor: angles are divided by it (position interpolation, Chen et al., 2023, arXiv:2306.15595).
-      original_length: where it is given, only slow pairs are divided, as in Llama 3.1: those that turn less than
-        ``low_turns`` times within so many tokens wholly, those that turn more than ``high_turns`` times not at all, and
-        those between by the same line.
-      low_turns, high_turns: as said.
-      grid: rows and columns on which tokens of an image whose grid is another are counted in equal steps (EVA-02, Fang
-        et al., 2023: the grid of pre-training); None counts rows and columns as they are.
+      original_length: if given, ``factor`` depends on the pair, as in Llama 3.1: pairs with fewer than ``low_turns``
+        turns within this number of tokens are divided by it, those with more than ``high_turns`` are not, and the
+        frequencies of those between are interpolated linearly in the number of turns.
+      low_turns, high_turns: see ``original_length``.
+      grid: rows and columns of a reference grid, usually that of pre-training, to which the positions of images with
+        another grid are rescaled (EVA-02, Fang et al., 2023, arXiv:2303.11331); None uses rows and columns directly.
     """
 
     base: float = 10000.0
@@ -178,13 +178,15 @@ class Rotary:
 
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
-        """The embedding of a base or of a mapping of options; None for none."""
+        """The embedding of a base or of a mapping of options; None stays None, and a :class:`Rotary` is returned
+        unchanged.
+        """
         if given is None or isinstance(given, Rotary):
             return given
         return cls(**given) if isinstance(given, Mapping) else cls(float(given))
 
     def frequencies(self, pairs: int) -> np.ndarray:
-        """Radians a position of each pair: (pairs,) float64, falling."""
+        """Radians per position of each pair: (pairs,) float64, decreasing."""
         steps = max(pairs - 1, 1) if self.endpoint else pairs
         plain = float(self.base) ** (-np.arange(pairs, dtype=np.float64) / steps)
         if self.original_length is None:
@@ -194,15 +196,15 @@ class Rotary:
         return plain * (kept + (1 - kept) / self.factor)
 
     def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Turns the features of ``x``.
+        """Rotates the features of ``x``; returns its shape and dtype.
 
         Args:
           x: (batch, length, heads, head_dim).
-          positions: (batch or 1, length), or (batch or 1, length, axes): the features are then shared out
-            evenly between the axes (2-D rotary embedding for grids).
+          positions: (batch or 1, length), or (batch or 1, length, axes): the features are then divided evenly between
+            the axes (2-D rotary embedding for grids).
 
         Raises:
-          ValueError: the turned features can't be shared out in pairs.
+          ValueError: the rotated features can't be divided into pairs for each axis.
         """
         dimensions = x.shape[-1] if self.dimensions is None else self.dimensions
         positions = positions[..., None] if positions.ndim == 2 else positions
@@ -224,12 +226,12 @@ class Rotary:
 
 
 def rotate(x: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:
-    """``x`` turned by a :class:`Rotary` of these options."""
+    """``x`` rotated by a :class:`Rotary` with ``options``; ``x`` and ``positions`` as there."""
     return Rotary(**options)(x, positions)
 
 
 class LearnedPositions(Module):
-    """A learned vector for each cell of a grid, resampled when the input's grid is another one."""
+    """A learned vector for each cell of a grid, resampled for inputs with another grid."""
 
     undecayed = ("table",)
 
@@ -250,7 +252,7 @@ class LearnedPositions(Module):
         return self.resampled(self.table[...], grid)
 
     def resampled(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """A table of this kind for another grid."""
+        """Resamples such a table to another grid."""
         return resample_table(table, grid, antialias=self.antialias)
 
 
@@ -266,10 +268,9 @@ class FixedPositions(Module):
 
 
 class RelativePositionBias(Module):
-    """A learned score for every pair of offsets within a window, per head: ``table[row_q - row_k, column_q -
-    column_k]``.
+    """A learned bias for every offset within a window, per head: ``table[row_q - row_k, column_q - column_k]``.
 
-    Swin Transformer (Liu et al., 2021), eq. 4. The table is (2 height - 1, 2 width - 1, heads).
+    Swin Transformer (Liu et al., 2021, arXiv:2103.14030), eq. 4. The table is (2 height - 1, 2 width - 1, heads).
     """
 
     undecayed = ("table",)
@@ -280,11 +281,11 @@ class RelativePositionBias(Module):
         self.window = (window[0], window[1])
 
     def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """A table of this kind, of another window's shape."""
+        """Resamples such a table to another window's shape."""
         return resample_offsets(table, shape)
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-        """Scores (1, heads, height * width, height * width) of a whole window in row-major order.
+        """Biases (1, heads, height * width, height * width) of a whole window in row-major order.
 
         Raises:
           ValueError: the number of tokens is not the window's.
@@ -293,12 +294,12 @@ class RelativePositionBias(Module):
 
 
 class ContinuousPositionBias(Module):
-    """A score for every pair of offsets within a window, per head, that an MLP makes of the offset: 16 sigmoid(W2
-    relu(W1 d + b)).
+    """A bias for every offset within a window, per head, computed by an MLP from the offset: 16 sigmoid(W2 relu(W1 d +
+    b)).
 
-    Swin Transformer V2 (Liu et al., 2022), eq. 3 and 4: d are the row and the column of the offset on a logarithmic
-    scale, sign(o) log2(1 + 8 |o| / (side - 1)) / 3, with the side of the window that the weights were first trained
-    with, so that they serve other windows too. Parameters: ``offset_up``, ``offset_down`` (linear).
+    Swin Transformer V2 (Liu et al., 2022, arXiv:2111.09883), eq. 3 and 4: d is the offset in rows and columns on a
+    logarithmic scale, sign(o) log2(1 + 8 |o| / (side - 1)) / 3, where side is that of the pre-training window, so that
+    the weights transfer to other windows. Parameters: ``offset_up``, ``offset_down`` (linear).
     """
 
     undecayed = ("offset_up", "offset_down")
@@ -342,7 +343,7 @@ def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> 
 def _by_offset(
     table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array
 ) -> jax.Array:
-    """Scores (1, heads, tokens, tokens) of a row-major window, of a table (2 height - 1, 2 width - 1, heads)."""
+    """Biases (1, heads, tokens, tokens) of a row-major window, from a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
         raise ValueError(

@@ -1,14 +1,14 @@
 """Randomized positions: Randomized Positional Encodings Boost Length Generalization of Transformers (Ruoss et al., ACL
 2023, arXiv:2305.16843), section 3.
 
-A sequence of n tokens gets n different positions out of 0, ..., L - 1 in ascending order, drawn anew at each step, in
-place of 0, ..., n - 1. A model that was trained on short sequences has then seen all positions of long ones. It goes
-around any way to tell positions: rotary, ALiBi, tables, sines and cosines.
+A sequence of n tokens gets n different positions from 0, ..., L - 1 in ascending order, sampled anew at each step,
+instead of 0, ..., n - 1. A model trained on short sequences has then seen all positions of long ones. It works with any
+positional encoding: rotary, ALiBi, tables, sinusoids.
 
-A token that looks back may not know how many follow, and its position may not depend on it. Where positions are drawn
-once and for all, in evaluation and piece by piece, they are drawn for the longest sequence that is to be read, and a
-shorter one takes the first of them: not what the paper draws for n tokens, but the same for a sequence as a whole and
-in pieces. In training they are drawn for the length of the row, as in the paper, so that all positions are seen.
+In a causal model the position of a token must not depend on how many tokens follow. In evaluation, positions are
+therefore sampled once for the longest sequence, and a shorter one takes the first of them: this differs from the
+paper's samples for n tokens, but is the same for a sequence read whole and in pieces. In training they are sampled for
+the length of the row, as in the paper, so that all positions are seen.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ from layers.tokens import Tokens, continued
 
 
 class RandomizedPlaces(Module):
-    """Draws positions. All rows of a batch with equally many tokens get the same; documents of a row are drawn each by
-    itself, and padding takes no part.
+    """Samples positions. Rows of a batch with equally many tokens get the same positions; each document of a row has
+    its own sample, and padding is ignored.
 
-    In training mode each call draws anew, from the stream "dropout"; in evaluation it draws what ``seed`` says. A
-    sequence of n tokens gets the first n of one random order of all positions, sorted: any n are equally probable.
+    In training mode each call samples anew, from the stream "dropout"; in evaluation the sample is fixed by ``seed``. A
+    sequence of n tokens gets the first n of one random permutation of all positions, sorted: all subsets of size n are
+    equally probable.
 
-    With ``longest`` no position depends on later tokens: those of evaluation are the first of ``longest`` sorted ones,
-    and those of training the first of as many as the row has places, padding included.
+    With ``longest`` no position depends on later tokens: in evaluation they are the first of a sorted sample of size
+    ``longest``, in training the first of a sorted sample of the row's length, padding included.
     """
 
     paper = (167,)
 
     def __init__(self, max_length: int = 2048, *, longest: int | None = None, seed: int | None = None, rngs: nnx.Rngs):
         """Args:
-          max_length: L; sequences have fewer tokens.
-          longest: tokens of the longest document, where no position may depend on later tokens; None: they may.
-          seed: of all draws; None draws anew in training, and in evaluation is 0.
+          max_length: L, number of positions; the maximum number of tokens of a sequence.
+          longest: number of tokens of the longest document, if positions must not depend on later tokens; None if they
+            may.
+          seed: seed of all samples; None samples anew in training, and is 0 in evaluation.
 
         Raises:
-          ValueError: no positions, or a longest document without tokens or with more than positions.
+          ValueError: ``max_length`` below 1, or ``longest`` not from 1 to ``max_length``.
         """
         if max_length < 1:
             raise ValueError(f"positions are drawn out of max_length, at least 1; got {max_length}")
@@ -58,11 +60,11 @@ class RandomizedPlaces(Module):
         self.rngs = rngs.dropout.fork() if seed is None else None
 
     def __call__(self, tokens: Tokens, length: int) -> jax.Array:
-        """Positions (batch or 1, length) int32 of tokens of which this is known; those of padding are the largest, or
-        where they depend on no later token, any.
+        """Positions (batch or 1, length) int32 of ``length`` tokens; padding has the largest ones, or with ``longest``
+        arbitrary ones.
 
         Raises:
-          ValueError: more tokens than positions, or than the longest document has.
+          ValueError: more tokens than ``max_length`` or ``longest``.
         """
         self.check(length)
         drawn = None if self.rngs is None or self.deterministic else self.rngs()
@@ -76,15 +78,17 @@ class RandomizedPlaces(Module):
         return jnp.sort(jax.random.permutation(drawn, self.max_length)[:length]).astype(jnp.int32)[places]
 
     def at(self, places: jax.Array) -> jax.Array:
-        """Positions of tokens that are at ``places`` of their documents, from 0 on, as evaluation draws them."""
+        """Positions in evaluation of the tokens at indices ``places`` (int32, from 0) of their documents; needs
+        ``longest``.
+        """
         assert self.longest is not None
         return jnp.asarray(_sample(self.seed or 0, self.longest, self.max_length))[places]
 
     def check(self, length: int | None) -> None:
-        """Raises where there are no positions for ``length`` tokens.
+        """Checks that there are positions for ``length`` tokens; None is not checked.
 
         Raises:
-          ValueError: so it is.
+          ValueError: there are more tokens than ``longest`` or ``max_length``.
         """
         if length is None:
             return
@@ -101,12 +105,12 @@ class RandomizedPlaces(Module):
 
 @functools.cache
 def _sample(seed: int, count: int, positions: int) -> np.ndarray:
-    """A sorted sample of ``count`` of ``positions``, int32."""
+    """A sorted sample of ``count`` of the numbers 0 to ``positions - 1``, int32."""
     return np.sort(np.random.default_rng(seed).permutation(positions)[:count]).astype(np.int32)
 
 
 def ordered(order: jax.Array, tokens: Tokens, length: int) -> jax.Array:
-    """The first of ``order`` (positions,) in ascending order, in each document: (batch or 1, length) int32."""
+    """For each document of n tokens, the first n of ``order`` (positions,), sorted: (batch or 1, length) int32."""
     place = tokens.replace(positions=None).places(length)
     begins = tokens.starts()
     document = jnp.zeros_like(place) if begins is None else jnp.cumsum(begins, 1, dtype=jnp.int32)
@@ -117,11 +121,11 @@ def ordered(order: jax.Array, tokens: Tokens, length: int) -> jax.Array:
 
 @register_mixer("randomized_positions")
 class RandomizedPositions(Mixer):
-    """The inner mixer with randomized positions, which it must have use for.
+    """The inner mixer with randomized positions; it must be a mixer that uses positions.
 
-    What one layer draws is not what another does, as in the authors' code; a model that is made with ``randomized=``
-    gives all layers the same. Around a mixer that looks back, positions are those of :class:`RandomizedPlaces` with
-    ``longest``, and sequences can be read piece by piece.
+    Each layer samples its own positions, as in the authors' code; a model made with ``randomized=`` gives all layers
+    the same. Around a causal mixer, positions are those of :class:`RandomizedPlaces` with ``longest``, and sequences
+    can be read in pieces.
     """
 
     supports_causal = True
@@ -139,13 +143,13 @@ class RandomizedPositions(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          inner: which mixer, with its own way to tell positions.
-          max_length, longest, seed: of :class:`RandomizedPlaces`. ``longest=None`` of a mixer that looks back is a
+          inner: a mixer with its own positional encoding.
+          max_length, longest, seed: as in :class:`RandomizedPlaces`. For a causal mixer the default of ``longest`` is a
             quarter of ``max_length``: the paper's 2048 positions are for sequences of up to 500 tokens.
 
         Raises:
-          ValueError: the inner mixer has no use for positions, or counts tokens by them, or looks back and can't be
-            given positions piece by piece.
+          ValueError: the inner mixer does not use positions, has a window that counts them, or is causal and counts
+            positions itself when it reads in pieces.
         """
         self.inner = create_mixer(inner, features, causal=causal, rngs=rngs, place=place)
         self.causal, name = self.inner.causal, type(self.inner).__name__
@@ -158,7 +162,7 @@ class RandomizedPositions(Mixer):
         if self.causal and not self.inner.takes_positions:
             raise ValueError(
                 f"{name} counts the positions of what it reads piece by piece, and can't be given randomized ones: "
-                f"take another mixer, as attention"
+                f"take another mixer, such as attention"
             )
         if longest is None and self.causal:
             longest = max(1, max_length // 4)
@@ -180,7 +184,7 @@ class RandomizedPositions(Mixer):
         return self.inner(x, tokens.replace(positions=self.places(tokens, x.shape[1])))
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """The inner mixer's.
+        """The state of the inner mixer.
 
         Raises:
           ValueError: ``max_length`` is more than ``longest``.

@@ -1,6 +1,4 @@
-"""What all recurrent mixers have in common: a state whose size does not depend on the length, documents that share a
-row, padding.
-"""
+"""The base of all recurrent mixers: a state of constant size, several documents in a row, padding."""
 
 from __future__ import annotations
 
@@ -22,9 +20,9 @@ class RecurrentState:
     """The state of a recurrent mixer.
 
     Attributes:
-      convolutions: those of its convolutions; empty without convolutions.
+      convolutions: states of its convolutions; empty if there are none.
       memory: (batch, ...), at least float32.
-      segment: (batch,) int32, the document that it is of.
+      segment: (batch,) int32, id of the current document.
     """
 
     convolutions: tuple[Any, ...]
@@ -32,19 +30,19 @@ class RecurrentState:
     segment: jax.Array
 
     def after(self, tokens: Tokens, **changes: Any) -> Self:
-        """The state after ``tokens``, which changed the fields ``changes``."""
+        """The state after ``tokens``, with the new values ``changes``."""
         return dataclasses.replace(self, segment=tokens.segment_after(self.segment), **changes)
 
 
 class Recurrent(Mixer):
-    """Base class of mixers that read tokens in order and remember them in a state of constant size.
+    """Base class of causal mixers whose state has a constant size.
 
-    A subclass gives its constructor, :meth:`recur`, and ``memory_shape``, or :meth:`init_state` where its state is
-    another than :class:`RecurrentState`; such a state has an attribute ``segment`` too.
+    A subclass implements its constructor, :meth:`recur`, and ``memory_shape``, or, if its state is not a
+    :class:`RecurrentState`, :meth:`init_state`; its own state must have an attribute ``segment`` too.
 
     Attributes:
-      memory_shape: of one row's memory.
-      convolutions: the short convolutions that :meth:`convolve` applies, in the order of what they read.
+      memory_shape: shape of the memory of one row.
+      convolutions: the short convolutions that :meth:`convolve` applies, in the order of its arrays.
     """
 
     supports_causal = True
@@ -58,25 +56,25 @@ class Recurrent(Mixer):
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
-        raise NotImplementedError(f"{type(self).__name__} does not say what it remembers")
+        raise NotImplementedError(f"{type(self).__name__} does not define memory_shape")
 
     @property
     def convolutions(self) -> tuple[Recurrent, ...]:
         return ()
 
     def recur(self, x: jax.Array, tokens: Tokens, state: Any, /, *own: Any) -> tuple[jax.Array, Any]:
-        """Reads tokens from the start of the row, or those after others.
+        """Reads tokens from the start of the row, or from a state.
 
         Args:
           x: (batch, length, features), zeros where ``tokens.mask`` is False: such tokens must leave the state
             unchanged.
-          state: that of the tokens before; None at the start of the row, when no state is asked for.
-          *own: for a mixer that ``shares``, what its block alone is given. What blocks hand on passes by it.
+          state: the state after the previous tokens; None at the start of the row, if no new state is needed.
+          *own: for a mixer that ``shares``, the values given to its block only. Values that blocks pass on bypass it.
 
         Returns:
-          (batch, length, features) and the new state, or None.
+          The output (batch, length, features) and the new state, None if ``state`` is None.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it reads tokens")
+        raise NotImplementedError(f"{type(self).__name__} does not implement recur")
 
     def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
         y = self.recur(without_padding(x, tokens.mask), tokens, None, *beside[1:])[0]
@@ -95,14 +93,14 @@ class Recurrent(Mixer):
         return (y, new, beside[0]) if self.shares else (y, new)
 
     def starts(self, tokens: Tokens, state: Any) -> jax.Array | None:
-        """Bool (batch, length), the real tokens at which another document begins; None without ids."""
+        """Bool (batch, length), True for real tokens at which a new document begins; None without segment ids."""
         return tokens.starts(None if state is None else state.segment)
 
     def convolve(
         self, arrays: Sequence[jax.Array], tokens: Tokens, state: RecurrentState | None
     ) -> tuple[Sequence[jax.Array], tuple[Any, ...]]:
-        """Each of ``arrays`` (batch, length, features) after its convolution, and the convolutions' new states; as they
-        are without convolutions.
+        """Applies to each of ``arrays`` (batch, length, features) its convolution; returns them, unchanged if there are
+        no convolutions, and the convolutions' new states.
         """
         if not self.convolutions:
             return arrays, ()
@@ -115,17 +113,20 @@ class Recurrent(Mixer):
 
 
 def empty(shape: tuple[int, ...], dtype: Any, least: Any = jnp.float32) -> jax.Array:
-    """Zeros in ``dtype``, or in ``least`` where that is wider."""
+    """Zeros in ``dtype``, promoted to at least ``least``."""
     return jnp.zeros(shape, jnp.promote_types(dtype, least))
 
 
 def accumulate(
     x: jax.Array, decay: jax.Array, tokens: Tokens, state: RecurrentState | None
 ) -> tuple[jax.Array, jax.Array]:
-    """``linear_scan`` after ``state``, and the new memory (batch, channels), which padding leaves unchanged.
+    """``linear_scan`` from the memory of ``state``; padding leaves the memory unchanged.
 
     Args:
       x, decay: (batch, length, channels).
+
+    Returns:
+      The results (batch, length, channels), and the new memory (batch, channels).
     """
     before, segment = (None, None) if state is None else (state.memory, state.segment)
     if state is not None and tokens.mask is not None:

@@ -1,8 +1,8 @@
-"""Reductions: between two blocks, fewer tokens in place of all.
+"""Token reductions: layers between two blocks that reduce the number of tokens.
 
-A reduction maps (x, what is known of the tokens) to both for the tokens that are left. Those before the tokens of a
-grid (class token, registers) stay. Where the tokens left form a grid, ``tokens.grid`` is that one; where they form
-none, ``tokens.kept`` says where on the last grid they lay, so that positions stay right.
+A reduction maps (x, what is known of the tokens) to the same for the remaining tokens. The prefix before the tokens of
+a grid (class token, registers) is kept. If the remaining tokens form a grid, ``tokens.grid`` is the new grid; otherwise
+``tokens.kept`` holds their cells on the last grid, so that positions stay correct.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from layers.tokens import PER_TOKEN, Known, Tokens
 from suggestions import unknown
 
 Extent = tuple[int, int] | int
-"""Rows and columns of the tokens of an image, or, where they form no grid, how many there are."""
+"""Rows and columns of the tokens of an image, or their number if they form no grid."""
 ReductionSpec = Any
-"""How a user names a reduction: a registered name, ``{"name": ..., **options}``, or a callable that makes one."""
+"""How a user specifies a reduction: a registered name, ``{"name": ..., **options}``, or a callable that makes one."""
 
 
 class TokenReduction(Module):
     """Base class. Constructor arguments of every registered reduction: ``features, *, extent, prefix, ..., dtype,
     param_dtype, rngs``.
 
-    A subclass gives :meth:`extent_after` and :meth:`reduce`, and :meth:`carry_prefix` where the prefix changes too.
+    A subclass implements :meth:`extent_after` and :meth:`reduce`, and :meth:`carry_prefix` if it changes the prefix.
 
     Attributes:
-      honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; one that is given and not honored
-        is refused.
-      shares: it also takes what blocks hand on beside x (:class:`layers.stack.Stack`), and gives that of the tokens
-        left: ``reduce(x, tokens, shared)`` returns all three. There is no prefix then.
+      honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; any other field raises an error if
+        given.
+      shares: it also reduces the values that blocks pass on beside x (:class:`layers.stack.Stack`): ``reduce(x, tokens,
+        shared)`` returns all three. Tokens must then have no prefix.
       paper: rows of the zoo's roster that the class implements.
     """
 
@@ -52,38 +52,36 @@ class TokenReduction(Module):
     paper: ClassVar[tuple[int, ...]] = ()
 
     def extent_after(self, extent: Extent) -> Extent:
-        """How the tokens left of ``extent`` lie.
+        """The extent of the remaining tokens.
 
         Raises:
           ValueError: it can't be reduced.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it leaves")
+        raise NotImplementedError(f"{type(self).__name__} does not implement extent_after")
 
     def reduce(self, x: jax.Array, tokens: Tokens, /, *shared: Any) -> Any:
-        """Maps tokens (batch, length, features) without their prefix, of which only honored fields are known, to those
-        left.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it reduces")
+        """Maps tokens (batch, length, features), without prefix and with honored fields only, to the remaining ones."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement reduce")
 
     def carry_prefix(self, x: jax.Array) -> jax.Array:
         """Maps the tokens of the prefix, (batch, prefix, features), to the same number."""
         return x
 
     def __call__(self, x: jax.Array, tokens: Known = None, *shared: Any) -> Any:
-        """Leaves fewer tokens.
+        """Reduces the number of tokens.
 
         Args:
           x: (batch, length, features), or (batch, rows, columns, features).
-          tokens: what is known of them, or their mask alone.
-          *shared: for a reduction that ``shares``, what blocks hand on; it returns the tokens left, what is known of
-            them, and what is handed on.
+          tokens: what is known of the tokens, or their mask alone.
+          *shared: for a reduction that ``shares``, the values that blocks pass on.
 
         Returns:
-          The tokens left, of as many axes, and what is known of them.
+          The remaining tokens, with as many axes, what is known of them, and for a reduction that ``shares`` the
+          reduced values.
 
         Raises:
-          ValueError: a field is known that is not honored, (batch, rows, columns, features) of which no grid is left,
-            or a prefix or a grid of a reduction that ``shares``.
+          ValueError: a field is given that is not honored, x is (batch, rows, columns, features) and the remaining
+            tokens form no grid, or a reduction that ``shares`` gets a prefix or such an x.
         """
         tokens = Tokens.of(tokens)
         for field in sorted(tokens.given() - self.honors - {"context", "context_mask"}):
@@ -119,7 +117,7 @@ def _without_prefix(tokens: Tokens, prefix: int) -> Tokens:
 
 
 def _with_prefix(known: Tokens, before: Tokens, prefix: int) -> Tokens:
-    """What is ``known`` of the tokens left, after what was known of the ``prefix`` ``before``."""
+    """``known`` of the remaining tokens, with the first ``prefix`` entries of ``before`` in front."""
 
     def joined(first: jax.Array, rest: jax.Array) -> jax.Array:
         batch = max(len(first), len(rest))
@@ -142,7 +140,11 @@ _REGISTRY: dict[str, type[TokenReduction]] = {}
 
 
 def register_reduction(name: str) -> Callable[[R], R]:
-    """Class decorator: makes a reduction available by ``name``."""
+    """Class decorator: registers a reduction under ``name``.
+
+    Raises:
+      ValueError: the name is taken.
+    """
 
     def register(cls: R) -> R:
         if name in _REGISTRY:
@@ -162,7 +164,7 @@ def reduction_class(name: str) -> type[TokenReduction]:
     """The class registered under ``name``.
 
     Raises:
-      ValueError: unknown name; near ones are given.
+      ValueError: an unknown name; the message suggests similar ones.
     """
     if name not in _REGISTRY:
         raise ValueError(unknown("reduction", name, _REGISTRY))
@@ -175,11 +177,11 @@ def create_reduction(
     """Makes a reduction of tokens of ``features`` channels.
 
     Args:
-      spec: a registered name, ``{"name": ..., **options}``, or a callable as the constructors of
+      spec: a registered name, ``{"name": ..., **options}``, or a callable with the constructor arguments of
         :class:`TokenReduction`.
-      extent: of the tokens that enter it at the usual input size.
-      prefix: how many tokens precede these.
-      **options: the reduction's own, ``dtype`` and ``param_dtype``.
+      extent: extent of its input tokens at the usual input size.
+      prefix: number of prefix tokens before them.
+      **options: options of the reduction, ``dtype`` and ``param_dtype``.
 
     Raises:
       ValueError: an unknown name, or tokens that can't be reduced.
@@ -198,13 +200,13 @@ def _count(extent: Extent) -> int:
 
 @register_reduction("max_pool")
 class MaxPoolReduction(TokenReduction):
-    """Maxima over windows of the sequence, and positions of their own (HVT).
+    """Max pooling over windows of the sequence, with a new position table (HVT).
 
-    Scalable Vision Transformers with Hierarchical Pooling (Pan et al., 2021, arXiv:2103.10619), section 3.2. Windows of
-    an image's tokens run over them in row-major order, across the ends of rows, so that no grid is left. A token left
-    has the position of its window's middle.
+    Scalable Vision Transformers with Hierarchical Pooling (Pan et al., 2021, arXiv:2103.10619), section 3.2. The tokens
+    of an image are pooled in row-major order, across the ends of rows, so that no grid is left. A remaining token has
+    the position of the middle of its window.
 
-    Parameters: ``position.table`` (1, length, features), added to the tokens left; resampled for another length.
+    Parameters: ``position.table`` (1, length, features), added to the remaining tokens; resampled for another length.
     """
 
     paper = (157,)
@@ -223,8 +225,8 @@ class MaxPoolReduction(TokenReduction):
         rngs: nnx.Rngs,
     ):
         """Args:
-        size, strides: of the windows.
-        position: whether there is a table.
+        size, strides: size and stride of the windows.
+        position: whether there is a position table.
         """
         self.size, self.strides = size, strides
         grid = 1, _count(self.extent_after(extent))
@@ -261,13 +263,13 @@ class MaxPoolReduction(TokenReduction):
 
 @register_reduction("residual_reduction")
 class ResidualReduction(TokenReduction):
-    """A convolution of stride 2 beside means of 2x2 tokens (ViT-ResNAS).
+    """A convolution of stride 2 with a residual connection over 2x2 means (ViT-ResNAS).
 
     Searching for Efficient Multi-Stage Vision Transformers (Liao et al., 2021, arXiv:2109.00642), section 3.2.
 
         tokens = conv(norm(x)) + positions + mean_2x2(x);  prefix = linear(norm(x)) + x
 
-    Where there are more features after it, zeros join x. A grid of odd sides is rounded up. Parameters: ``norm``,
+    If the number of features grows, x is padded with zeros. Odd sides of a grid are rounded up. Parameters: ``norm``,
     ``conv``, ``position.table`` (rows, columns, features), and ``prefix_linear`` where there is a prefix.
     """
 
@@ -287,14 +289,14 @@ class ResidualReduction(TokenReduction):
         rngs: nnx.Rngs,
     ):
         """Args:
-          out_features: of the tokens left; as many as before by default.
+          out_features: features of the remaining tokens; the default is ``features``.
 
         Raises:
-          ValueError: fewer features than before, or tokens that form no grid.
+          ValueError: ``out_features`` below ``features``, or tokens that form no grid.
         """
         out = features if out_features is None else out_features
         if out < features:
-            raise ValueError(f"residual_reduction adds what was before: {out} features can't hold {features}")
+            raise ValueError(f"residual_reduction adds its input to its output: {out} features can't hold {features}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = create_norm(norm, features, epsilon=norm_epsilon, **common)
         self.conv = Conv(features, out, (3, 3), strides=2, padding=1, kernel_init=truncated_normal(0.02), **common)
@@ -345,13 +347,13 @@ class ResidualReduction(TokenReduction):
 
 @register_reduction("top_k")
 class TopKReduction(TokenReduction):
-    """The tokens that lie farthest along a learned direction.
+    """Keeps the tokens with the largest projections on a learned direction.
 
     Graph U-Nets (Gao and Ji, 2019, arXiv:1905.05178), eq. 2, with the direction p:
 
-        y = x p / |p|;  the k largest are left, in their order, as x sigmoid(y)
+        y = x p / |p|;  the k largest are kept, in their order, as x sigmoid(y)
 
-    All that is known of a token goes with it; no grid is left. Parameters: ``direction`` (features,).
+    Positions, roles and other fields of a kept token are kept; no grid is left. Parameters: ``direction`` (features,).
     """
 
     honors = frozenset(PER_TOKEN)
@@ -368,10 +370,10 @@ class TopKReduction(TokenReduction):
         rngs: nnx.Rngs,
     ):
         """Args:
-          keep: share of the tokens that are left, rounded up.
+          keep: fraction of the tokens that are kept; their number is rounded up.
 
         Raises:
-          ValueError: a share that is not above 0 and at most 1.
+          ValueError: ``keep`` is not in (0, 1].
         """
         if not 0 < keep <= 1:
             raise ValueError(f"keep is a share of the tokens, above 0 and at most 1, got {keep}")
@@ -385,7 +387,7 @@ class TopKReduction(TokenReduction):
         batch, length, _ = x.shape
         p = widened(self.direction[...])
         score = jnp.einsum("bnd,d->bn", x.astype(jnp.float32), p * jax.lax.rsqrt(jnp.sum(p * p)), precision="highest")
-        # Where a row has fewer real tokens than are left, its padding, which is trailing, stays after them.
+        # If a row has fewer real tokens than are kept, padding, which is trailing, stays after them.
         ranked = score if tokens.mask is None else jnp.where(tokens.mask, score, -jnp.inf)
         index = jnp.sort(jax.lax.top_k(ranked, self.extent_after(length))[1], axis=1)
 

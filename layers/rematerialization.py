@@ -1,14 +1,13 @@
-"""What is computed again in the backward pass rather than kept for it, by name (T. Chen et al., Training Deep Nets with
-Sublinear Memory Cost, arXiv:1604.06174).
+"""Rematerialization policies by name: what is recomputed in the backward pass instead of stored (T. Chen et al.,
+Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174).
 
-    nothing   all that the gradient reads is kept
-    dots      the results of matrix products with parameters are kept; norms, activations, attention and scans are
-              computed again
-    block     a block's input is kept; the block is computed again
-    offload   as block, and the inputs of blocks wait in the host's memory
+    nothing   everything that the gradient needs is stored
+    dots      results of matrix products with parameters are stored; norms, activations, attention, scans are recomputed
+    block     the input of each block is stored; the block is recomputed
+    offload   as block, with the inputs of blocks in host memory
 
-A policy needs a compiler that computes again only when the gradient gets there. That of jax 0.10 for CPUs does so
-within a scan alone: there ``remat`` lowers the peak of memory together with ``scan=True``.
+A policy saves memory only if the compiler recomputes a block just before its gradient needs it. The CPU compiler of jax
+0.10 does so only inside a scan: there ``remat`` lowers peak memory only together with ``scan=True``.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ def _offload(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 POLICIES: dict[str, Transform | None] = {NOTHING: None, "dots": _dots, "block": jax.checkpoint, "offload": _offload}
-"""By name, what makes of ``call(state, x, ...)`` the same function with another backward pass; None leaves it."""
+"""For each name a transformation of ``call(state, x, ...)`` that changes its backward pass only; None for no change."""
 
 
 def policy(name: str | bool) -> str:
-    """The name of a policy: "block" for True and "nothing" for False, also as text.
+    """The name of a policy: "block" for True and "nothing" for False, which may also be given as text.
 
     Raises:
       ValueError: an unknown name.

@@ -1,8 +1,9 @@
-"""Reading tokens segment by segment: what mixers share whose state changes at the end of each segment of a document.
+"""Reading tokens segment by segment, for mixers whose state changes at the end of each segment of a document.
 
-A mixer gives ``step(state, piece) -> (state, found, sums)``: it reads some tokens of one segment of each row, gives for
-them a tree of arrays (batch, width, ...), and a tree of numbers that are added up. A whole sequence is a scan over its
-segments; tokens after others are cut where their segments and documents end, which may be anywhere in each row.
+A mixer provides ``step(state, piece) -> (state, found, sums)``: it reads tokens of one segment of each row and returns
+for them a tree of arrays (batch, width, ...), and a tree of values that are summed over all pieces. A whole sequence is
+a scan over its segments; tokens that continue a state are cut where their segments and documents end, which may differ
+between rows.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from primitives import sequence
 
 
 class Piece(NamedTuple):
-    """Tokens of one segment of each row; a row may have none.
+    """Tokens of one segment of each row; a row may have no tokens.
 
     Attributes:
-      arrays: what each token has, (batch, width, ...).
-      real: bool (batch, width), True for tokens; these come first.
-      fresh: bool (batch,), where they begin a document; None where all belong to the one before.
+      arrays: per-token arrays, (batch, width, ...).
+      real: bool (batch, width), True for tokens, which come first.
+      fresh: bool (batch,), True where the piece begins a document; None if no piece does.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -35,15 +36,15 @@ Step = Callable[[Any, Piece], tuple[Any, Any, Any]]
 
 
 def read_whole(step: Step, state: Any, arrays: tuple[jax.Array, ...], tokens: Tokens, size: int) -> tuple[Any, Any]:
-    """Reads rows from their start, whose documents begin at multiples of ``size``.
+    """Reads whole rows, whose documents must begin at multiples of ``size``.
 
     Args:
-      state: an empty one.
-      arrays: what each token has, (batch, length, ...).
-      size: tokens of a segment.
+      state: an empty state.
+      arrays: per-token arrays, (batch, length, ...).
+      size: number of tokens of a segment.
 
     Returns:
-      What ``step`` found, (batch, length, ...), and its sums.
+      The tree ``found`` of all tokens, arrays (batch, length, ...), and ``sums`` added up.
     """
     batch, length = arrays[0].shape[:2]
     count = -(-length // size)
@@ -80,20 +81,21 @@ def read_on(
     positions: jax.Array,
     document: jax.Array,
 ) -> tuple[Any, Any, Any]:
-    """Reads tokens after those of ``state``, of which ``document`` (batch,) is the last one's.
+    """Reads tokens that continue ``state``.
 
     Args:
-      positions: (batch, length), of the tokens in their documents.
+      positions: (batch, length), positions of the tokens in their documents.
+      document: (batch,), segment id of the last token read before.
 
     Returns:
-      What ``step`` found, the new state, and the sums.
+      The tree ``found`` of all tokens, arrays (batch, length, ...), the new state, and ``sums`` added up.
     """
     batch, length = positions.shape
     real = jnp.ones((batch, length), bool) if tokens.mask is None else tokens.mask
     begins = tokens.starts(document)
     cuts = (positions % size == 0) | (jnp.arange(length) == 0)
     number = jnp.cumsum(cuts, axis=1) - 1
-    # Documents may be as many as tokens.
+    # There may be as many documents as tokens.
     count = length if begins is not None or length == 1 else (length - 2) // size + 2
     row, offset = jnp.arange(batch)[:, None], jnp.arange(min(length, size))
 

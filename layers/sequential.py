@@ -7,7 +7,7 @@ from flax import nnx
 
 
 class Sequential(nnx.List):
-    """Layers that map one array to one, each given the output of the one before; a layer's name is its index."""
+    """Layers of one array argument, each applied to the output of the one before; a layer's name is its index."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies all layers."""

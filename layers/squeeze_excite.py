@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation Networks (Hu et al., 2018): channels gate each other through their means over the map."""
+"""Squeeze-and-Excitation Networks (Hu et al., 2018, arXiv:1709.01507): channel gates from means over the map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layers.module import Module
 
 
 class SqueezeExcite(Module):
-    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features, default a 16th."""
+    """``x * sigmoid(W2 f(W1 mean(x)))``, with the mean over rows and columns; ``hidden`` defaults to features / 16."""
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class SqueezeExcite(Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape; the mean is of what is real by ``mask`` (batch,
-        height, width)."""
+        """Maps (batch, height, width, features) to the same shape; the mean is over the tokens where ``mask`` (batch,
+        height, width) is True.
+        """
         if mask is None:
             mean = jnp.mean(x, axis=(1, 2))
         else:

@@ -1,6 +1,4 @@
-"""A stack of blocks: depth, patterns, rematerialization, scan over layers, what blocks hand on, and features on the
-way.
-"""
+"""A stack of blocks: rematerialization, scan over layers, reductions, values passed between blocks, features."""
 
 from __future__ import annotations
 
@@ -18,38 +16,38 @@ from layers.rematerialization import NOTHING, POLICIES, policy
 from layers.tokens import Known, Tokens
 
 Carry = tuple[jax.Array, Any]
-"""What blocks hand on: x, and what goes beside it (None for nothing)."""
+"""What a block passes to the next: x, and the shared values beside it (None for none)."""
 Call = Callable[[Any, Carry, Any], tuple[Carry, Any]]
-"""How a block is applied: (block, carry, what it alone is given) to (carry, what it alone gives)."""
+"""How a block is applied: (block, carry, input of this block only) to (carry, output of this block only)."""
 Row = tuple[Any, Any]
-"""A block and what it alone is given."""
+"""A block and its own input."""
 Passed = tuple[jax.Array, Tokens]
 """Tokens and what is known of them."""
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:
-    """Rates that grow linearly from 0 to ``rate`` over ``depth`` blocks; all None if ``rate`` is 0."""
+    """Rates that increase linearly from 0 to ``rate`` over ``depth`` blocks; all None if ``rate`` is 0."""
     return [rate * i / max(depth - 1, 1) if rate else None for i in range(depth)]
 
 
 class Stack(Module):
     """Blocks applied one after another; a block's name is its index.
 
-    Between two blocks a :class:`layers.reduction.TokenReduction` may leave fewer tokens: that after block N is
-    ``reductions.N``.
+    Between two blocks a :class:`layers.reduction.TokenReduction` may reduce the number of tokens: the one after block N
+    is ``reductions.N``.
 
-    A block is called as ``block(x, tokens)``, and where it looks back has ``init_state`` and ``extend`` as a
-    :class:`Mixer`. Blocks may hand on more than x: where ``shared`` is given, each is called as ``block(x, tokens,
-    shared, own)`` and returns (x, shared), and from ``extend`` (x, state, shared). ``own`` is its slice of what the
-    model made for each block. One block that stands at several places is one set of parameters (ALBERT).
+    A block is called as ``block(x, tokens)``; a causal one has ``init_state`` and ``extend`` like a :class:`Mixer`.
+    Blocks may pass on values beside x: if ``shared`` is given, each is called as ``block(x, tokens, shared, own)`` and
+    returns (x, shared), and from ``extend`` (x, state, shared). ``own`` is the block's slice of ``per_block``. A block
+    that occurs at several places shares its parameters between them (ALBERT).
 
-    Under ``jax.jit`` equal blocks are traced once, wherever they are. ``scan`` runs equal neighbors (or equal
-    groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
-    stacked inside the step, which takes memory: names, checkpoints and optimizers see unstacked ones. ``remat``
-    names what of each block is computed again in the backward pass (:mod:`layers.rematerialization`).
+    Under ``jax.jit`` blocks of equal structure are traced once, wherever they are. ``scan`` runs equal neighbors (or
+    equal groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. Parameters are
+    stacked inside the step, which takes memory; names, checkpoints and optimizers see unstacked ones. ``remat`` is the
+    name of the rematerialization policy of each block (:mod:`layers.rematerialization`).
     """
 
-    repeats: ClassVar[bool] = True  # one part may have several names; the first is its name
+    repeats: ClassVar[bool] = True  # a block may occur at several places; its first name counts
 
     def __init__(
         self,
@@ -60,11 +58,12 @@ class Stack(Module):
         scan: bool = False,
     ):
         """Args:
-          reductions: what follows a block and leaves fewer tokens, by the index of the block.
+          reductions: reductions after blocks, by the index of the block.
           remat: a policy's name; True is "block".
+          scan: whether equal neighboring blocks run as one ``lax.scan``.
 
         Raises:
-          ValueError: a reduction after a block that there is not, or an unknown policy.
+          ValueError: a reduction after a block that does not exist, or an unknown policy.
         """
         self.remat, self.scan, self._length = policy(remat), scan, 0
         for block in blocks:
@@ -103,16 +102,16 @@ class Stack(Module):
 
         Args:
           x, tokens: as :class:`Mixer`.
-          capture: indices of blocks whose outputs are wanted; the reduction after a block is part of it.
-          shared: what blocks hand on beside x, a tree of arrays whose form stays the same.
+          capture: indices of blocks whose outputs are returned; the reduction after a block is part of it.
+          shared: values that blocks pass on beside x, a tree of arrays whose structure and shapes stay the same.
           per_block: a tree of arrays whose first axis is the depth: each block gets its slice.
 
         Returns:
-          The last output, and the captured outputs in the order of ``capture``; where ``shared`` is given, also what
-          the last block handed on.
+          The last output, and the captured outputs in the order of ``capture``; if ``shared`` is given, also its last
+          value.
 
         Raises:
-          ValueError: ``shared`` beside reductions that do not reduce it too.
+          ValueError: ``shared`` with reductions that do not reduce it too.
         """
         (y, _), captured, last = self.through(x, tokens, capture=capture, shared=shared, per_block=per_block)
         found = [output for output, _ in captured]
@@ -127,13 +126,13 @@ class Stack(Module):
         shared: Any = None,
         per_block: Any = None,
     ) -> tuple[Passed, list[Passed], Any]:
-        """As :meth:`__call__`, each output with what is known of its tokens; last what the last block handed on, or
-        None.
+        """As :meth:`__call__`, but each output comes with what is known of its tokens; the third result is the last
+        ``shared``, or None.
         """
         tokens, reductions = Tokens.of(tokens), self.reduced_after
         if shared is not None and not all(reduction.shares for reduction in reductions.values()):
             raise ValueError(
-                "what blocks hand on beside x may belong to tokens that a reduction takes away: leave reductions out"
+                "values passed between blocks may belong to tokens that a reduction removes: leave reductions out"
             )
         depth = len(self)
         own = _slices(per_block, depth)
@@ -150,7 +149,7 @@ class Stack(Module):
         return found[depth - 1], [found[i % depth] for i in capture], carry[1]
 
     def _call_given(self, tokens: Tokens) -> Call:
-        """How a block is applied to tokens of which ``tokens`` is known."""
+        """The function that applies a block, given ``tokens``."""
 
         def call(block: Any, carry: Carry, own: Any) -> tuple[Carry, None]:
             if (transform := POLICIES[self.remat]) is None:
@@ -170,11 +169,11 @@ class Stack(Module):
         """The states of all blocks.
 
         Raises:
-          ValueError: reductions, which choose among all tokens.
+          ValueError: the stack has reductions, which need all tokens at once.
         """
         if self.reductions is not None:
             raise ValueError(
-                "a stack that reduces tokens can't be read piece by piece: its reductions see all of them at once"
+                "a stack that reduces tokens can't read in pieces: its reductions need all tokens at once"
             )
         more = () if context is None else (context, context_mask)
         return tuple(block.init_state(batch_size, max_length, dtype, *more) for block in self)
@@ -182,7 +181,7 @@ class Stack(Module):
     def extend(
         self, x: jax.Array, state: tuple[Any, ...], tokens: Known = None, *, shared: Any = None, per_block: Any = None
     ) -> Any:
-        """As :meth:`Mixer.extend`, through all blocks: (y, state), or (y, state, shared) where ``shared`` is given."""
+        """As :meth:`Mixer.extend`, through all blocks: (y, state), or (y, state, shared) if ``shared`` is given."""
         tokens = Tokens.of(tokens)
 
         def call(block: Any, carry: Carry, given: Any) -> tuple[Carry, Any]:
@@ -203,7 +202,7 @@ class Stack(Module):
         """
         rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
         staged = _is_staged(carry[0])
-        # Stacked, the places of one block would each draw the same random numbers.
+        # In a scan, all occurrences of a repeated block would draw the same random numbers.
         scan = self.scan and len({id(block) for block, _ in rows}) == len(rows)
         kinds = _kinds(rows) if scan or staged else list(range(len(rows)))
         programs: dict[int, _Program] = {}
@@ -216,7 +215,7 @@ class Stack(Module):
             if repeats > 1:
                 carry, found = _Program(groups[0], call).scan(groups, carry)
             elif staged and kinds.count(kind) > 1:
-                # JAX traces, differentiates and lowers the block once; XLA copies it to each place where it is called.
+                # JAX traces, differentiates and lowers the block once; XLA inlines it at each call.
                 program = programs[kind] = programs.get(kind) or _Program(groups[0], call)
                 carry, found = program.run(groups[0], carry)
             else:
@@ -248,7 +247,7 @@ def _slices(per_block: Any, depth: int) -> list[Any]:
 
 
 def _is_staged(x: jax.Array) -> bool:
-    """Whether ``x`` is traced for a program (by ``jax.jit``): else operations run at once, also under ``jax.grad``."""
+    """Whether ``x`` is traced by ``jax.jit``; otherwise operations run eagerly, also under ``jax.grad``."""
     try:
         concrete_or_error(None, x)
     except jax.errors.ConcretizationTypeError:
@@ -257,20 +256,22 @@ def _is_staged(x: jax.Array) -> bool:
 
 
 def _kinds(rows: list[Row]) -> list[int]:
-    """A number for each block, equal for those that one program can run."""
+    """A number for each block, equal for blocks that can share a program."""
     structures = [_structure(*row) for row in rows]
     return [structures.index(structure) for structure in structures]
 
 
 def _structure(block: Any, given: Any) -> tuple[Any, ...]:
-    """Equal for blocks that one program can run: same static structure, same shapes, of what each is given too."""
+    """Equal for blocks that can share a program: same static structure and same shapes, also of their own inputs."""
     graphdef, state = nnx.split(block)
     leaves, tree = jax.tree.flatten((state, given))
     return graphdef, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _period(kinds: list[int]) -> tuple[int, int]:
-    """The shortest pattern that the first blocks repeat, and how often; 1, 1 where the first block starts none."""
+    """The length of the shortest repeated pattern of blocks from the first on, and its number of repeats; (1, 1)
+    without repeats.
+    """
     for period in range(1, len(kinds) // 2 + 1):
         repeats = len(kinds) // period
         if kinds[: period * repeats] == kinds[:period] * repeats:
@@ -279,7 +280,7 @@ def _period(kinds: list[int]) -> tuple[int, int]:
 
 
 class _Program:
-    """What a group of blocks does, as a function of arrays, for all groups of the same structure."""
+    """The computation of a group of blocks as a function of arrays, shared by all groups of the same structure."""
 
     def __init__(self, group: list[Row], call: Call):
         def run(blocks: nnx.List, carry: Carry, inputs: list[Any]) -> tuple[Carry, list[Any]]:

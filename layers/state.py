@@ -1,7 +1,7 @@
 """Models as flat dictionaries: dotted parameter names to arrays.
 
-The loop, checkpoints, sharding rules and weight loaders all speak of leaves by these names
-(``blocks.3.mixer.query.kernel``), which are the same whether a stack is scanned or not.
+The training loop, checkpoints, sharding rules and weight loaders all use these names (``blocks.3.mixer.query.kernel``),
+which are the same whether a stack is scanned or not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import nnx
 from layers.module import Quantized
 
 PERSISTENT = nnx.Any(nnx.Param, nnx.BatchStat, Quantized)
-"""What a checkpoint holds: parameters and statistics, never random keys or constants of the architecture."""
+"""What a checkpoint holds: parameters and statistics, but no random keys or hyper-parameters."""
 
 
 def flatten(model: nnx.Module, *filters: Any) -> dict[str, Any]:
@@ -28,12 +28,12 @@ def flatten(model: nnx.Module, *filters: Any) -> dict[str, Any]:
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """All variables by dotted name, in the order of ``nnx.state`` and in a fifth of its time."""
+    """All variables by dotted name, in the order of ``nnx.state`` but five times as fast."""
     found: dict[str, nnx.Variable[Any]] = {}
     seen: set[int] = set()
 
     def visit(node: Any, name: str) -> None:
-        is_variable = nnx.Variable in type(node).__mro__  # isinstance asks Flax, which takes many times longer
+        is_variable = nnx.Variable in type(node).__mro__  # many times faster than isinstance, which Flax overrides
         if id(node) in seen or not (is_variable or isinstance(node, nnx.Pytree | list | tuple | dict)):
             return
         seen.add(id(node))
@@ -66,10 +66,10 @@ def flatten_state(state: nnx.State) -> dict[str, Any]:
 
 
 def assign(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Writes ``arrays`` into the variables of those names.
+    """Writes ``arrays`` into the variables of the same names.
 
     Raises:
-      ValueError: a name the model does not have, or another shape; the model is left unchanged.
+      ValueError: an unknown name or a wrong shape; the model is then unchanged.
     """
     ours = variables(model)
     unknown = sorted(set(arrays) - set(ours))

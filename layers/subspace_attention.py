@@ -1,10 +1,10 @@
 """Subspace attention: ULSAM, Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks
 (Saini et al., WACV 2020, arXiv:2006.15102), one attention map for each group of channels.
 
-    s = softmax over all places of relu(N(w . maxpool3x3(relu(N(a x + b))) + c));    y = x + s x
+    s = softmax over all positions of relu(N(w . maxpool3x3(relu(N(a x + b))) + c));    y = x + s x
 
-for the channels x of each of g groups: a, b and the first batch norm N are of each channel, w sums the channels of the
-group, c and the second N are of the group.
+for the channels x of each of g groups: a, b and the first batch norm N are per channel, w sums the channels of the
+group, c and the second N are per group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from layers.pool import max_pool
 
 
 class SubspaceAttention(Module):
-    """Adds to each group of channels what its map of attention keeps of it; 5 features + 3 groups parameters.
+    """Multiplies each group of channels by 1 + its attention map; 5 * features + 3 * groups parameters.
 
     Parameters: ``scale``, ``offset`` (features,), ``norm``, ``weight`` (features,), ``shift`` (groups,), ``map_norm``.
     """
@@ -38,14 +38,14 @@ class SubspaceAttention(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          groups: subspaces, each with a map of its own.
+          groups: number of subspaces, each with its own attention map.
 
         Raises:
           ValueError: groups that do not divide the features.
         """
         if features % groups:
             raise ValueError(f"{features} features can't be split into {groups} equal groups")
-        # As PyTorch makes its convolutions: one input a channel, and those of a group.
+        # PyTorch's initial values of convolutions, with a fan-in of one channel and of one group.
         one, many = (variance_scaling(count / 3, "fan_in", "uniform") for count in (features, groups))
         self.scale = nnx.Param(self._drawn(one, features, param_dtype, rngs))
         self.offset = nnx.Param(zeros(rngs.params(), (features,), param_dtype))
@@ -60,7 +60,7 @@ class SubspaceAttention(Module):
         return create_initializer(init)(rngs.params(), (features, 1), dtype).reshape(features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape; maps of attention are float32."""
+        """Maps (batch, height, width, features) to the same shape; attention maps are float32."""
         h = x * broadcast(self.scale[...], x.shape, x.dtype) + broadcast(self.offset[...], x.shape, x.dtype)
         h = max_pool(jax.nn.relu(self.norm(h)), 3, strides=1, padding=1)
         h = (h * broadcast(self.weight[...], h.shape, h.dtype)).reshape(*h.shape[:3], self.groups, -1)

@@ -1,11 +1,11 @@
 """Token-aware average pooling: Robustifying Token Attention for Vision Transformers (Guo et al., ICCV 2023,
 arXiv:2303.11126), section 3.2.
 
-    y_i = inner(norm(sum_s w_is x^s))_i      x^0 = x; x^s: means of 3x3 tokens, s apart
+    y_i = inner(norm(sum_s w_is x^s))_i      x^0 = x; x^s: means of 3x3 tokens with dilation s
     w_i = softmax_s(conv(BN(conv(x)))_i)     3x3 convolutions to as many numbers as there are scales
 
-Each token chooses how large a neighborhood it stands for where others attend to it. Beyond the map there are zeros, and
-they count in the means.
+Each token chooses the size of the neighborhood that it represents when others attend to it. Positions beyond the map
+count as zeros in the means.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from layers.tokens import Tokens
 
 @register_mixer("token_aware_pooling")
 class TokenAwarePooling(Mixer):
-    """A mixer of maps whose tokens are first averaged with their neighbors, as far as each of them chooses.
+    """A mixer of maps whose tokens are first averaged over neighborhoods of learned, token-dependent sizes.
 
-    Masked tokens count as zeros, as what lies beyond the map, and are not in the statistics of the norm between the
-    convolutions. Parameters: ``first``, ``second`` (convolutions without bias), ``batch_norm``, ``inner``, and ``norm``
-    where the pooled tokens have one.
+    Masked tokens count as zeros, like positions beyond the map, and are left out of the statistics of the batch norm.
+    Parameters: ``first``, ``second`` (convolutions without bias), ``batch_norm``, ``inner``, and ``norm`` if given.
     """
 
     layouts = ("grid",)
@@ -48,12 +47,12 @@ class TokenAwarePooling(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          scales: sizes of neighborhoods, the first being the token itself.
-          norm: of the pooled tokens; None where they come with one.
-          inner: the mixer that they are given to.
+          scales: number of neighborhood sizes, of which the first is the token itself.
+          norm: norm of the pooled tokens; None for none.
+          inner: the mixer of the pooled tokens.
 
         Raises:
-          ValueError: no scales.
+          ValueError: ``scales`` below 1.
         """
         if scales < 1:
             raise ValueError(f"a token has at least the scale of itself: scales is 1 or more, got {scales}")
@@ -84,12 +83,12 @@ class TokenAwarePooling(Mixer):
         return self.inner(y if self.norm is None else self.norm(y), tokens)
 
     def weights(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Float32 (batch, height, width, scales): how much of each neighborhood a token has."""
+        """Float32 (batch, height, width, scales): each token's weights of the neighborhood sizes."""
         h = self.batch_norm(self.first(x), mask=None if mask is None else mask[..., None])
         return jax.nn.softmax(self.second(without_padding(h, mask)).astype(jnp.float32))
 
     def pooled(self, x: jax.Array, weights: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape."""
+        """The weighted sum of neighborhood means, (batch, height, width, features), by :meth:`weights`."""
         y = x * weights[..., :1].astype(x.dtype)
         for scale in range(1, self.scales):
             y = y + _means(x, scale) * weights[..., scale : scale + 1].astype(x.dtype)
@@ -97,7 +96,7 @@ class TokenAwarePooling(Mixer):
 
 
 def _means(x: jax.Array, apart: int) -> jax.Array:
-    """Means of 3x3 tokens, ``apart`` from each other, around each token of a map; zeros beyond it."""
+    """Means of 3x3 tokens, ``apart`` from each other, around each token of a map, with zeros beyond it."""
     for axis in (1, 2):
         sides = [(apart, apart) if axis == number else (0, 0) for number in range(x.ndim)]
         padded, size = jnp.pad(x, sides), x.shape[axis]

@@ -1,16 +1,16 @@
-"""MLPs across tokens: mixing by matrices that are learned as they are, without scores.
+"""MLPs across tokens: the mixing matrices are learned parameters and do not depend on the input.
 
     token MLP        y = (W_2 f(W_1 x^T + b_1) + b_2)^T    MLP-Mixer (Tolstikhin et al., 2021, arXiv:2105.01601), eq. 1
     linear           y = (W x^T + b)^T                     ResMLP (Touvron et al., 2021, arXiv:2105.03404), eq. 2
     spatial gating   y = W_o (u * (W norm(v)^T + b)^T)     gMLP (Liu et al., 2021, arXiv:2105.08050), section 2
                      [u; v] = f(W_i x)
 
-x^T has a row for each feature and a column for each token: all features of a map share the matrices. f is GELU, and the
-spatial gate starts as u, with W near 0 and b = 1.
+x^T has a row for each feature and a column for each token: all features share the matrices. f is GELU. The spatial gate
+starts near 1, with W near 0 and b = 1.
 
-The matrices belong to the cells of one grid. The papers' models take no other; ours resample them: as tables of
-positions, by bicubic interpolation over the cells, and where cells are summed over, multiplied by how many there were
-for each that there is now, so that sums keep their size.
+The matrices belong to the cells of one grid. The papers' models accept no other grid; here the matrices are resampled
+like position tables, by bicubic interpolation over the cells. Where cells are summed over, they are also multiplied by
+the ratio of the old to the new number of cells, so that sums keep their magnitude.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class TokenLinear(Module):
     ):
         """Args:
         grid: rows and columns of the cells.
-        inputs, outputs: how many hidden ones there are in their place; None for the cells.
-        kernel_init: by default normal, of variance 1 / inputs.
+        inputs, outputs: number of hidden inputs or outputs; None for the cells of the grid.
+        kernel_init: the default is normal with variance 1 / inputs.
         """
         cells = grid[0] * grid[1]
         shape = (inputs or cells, outputs or cells)
@@ -68,14 +68,14 @@ class TokenLinear(Module):
         self.reads, self.writes = inputs is None, outputs is None
 
     def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Maps ``x`` (batch, inputs, features) to (batch, outputs, features), cells being those of ``grid``."""
+        """Maps ``x`` (batch, inputs, features) to (batch, outputs, features), for the cells of ``grid``."""
         kernel, bias = self.of(grid)
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         y = jnp.einsum("bnd,nm->bmd", x.astype(dtype), kernel.astype(dtype))
         return y + broadcast(bias[:, None], y.shape, dtype)
 
     def of(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """Kernel and bias for the cells of ``grid``."""
+        """Kernel (inputs, outputs) and bias (outputs,), resampled for the cells of ``grid``."""
         kernel, bias = self.kernel[...], self.bias[...]
         if tuple(grid) == self.grid:
             return kernel, bias
@@ -112,11 +112,11 @@ class TokenMLP(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-        grid: rows and columns that the matrices are made for.
+        grid: rows and columns of the matrices' cells.
         hidden: hidden tokens; None for one linear layer.
         activation: f.
         """
-        del features  # they share the matrices
+        del features  # all features share the matrices
         common: dict[str, Any] = {
             "kernel_init": kernel_init,
             "dtype": dtype,
@@ -148,7 +148,7 @@ class TokenMLP(Mixer):
 
 @register_mixer("spatial_gating")
 class SpatialGating(Mixer):
-    """A gated MLP of maps whose gate is a linear layer across tokens; it mixes channels too, and so is all of a block.
+    """A gated MLP of maps whose gate is a linear layer across tokens. It mixes channels too, so a block needs no MLP.
 
     Masked tokens are left out of the sums. Parameters: ``up``, ``down`` (linear), ``norm`` (of v), ``gate``
     (:class:`TokenLinear`).
@@ -173,14 +173,14 @@ class SpatialGating(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          grid: rows and columns that the matrix is made for.
+          grid: rows and columns of the matrix's cells.
           expansion: features of u and v together / features.
           activation: f.
-          norm, norm_epsilon: of v.
-          gate_init: of W.
+          norm, norm_epsilon: norm of v.
+          gate_init: initializer of W.
 
         Raises:
-          ValueError: u and v can't have equally many features.
+          ValueError: the hidden features can't be split into two equal halves u and v.
         """
         hidden = int(expansion * features)
         if hidden % 2:

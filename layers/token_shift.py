@@ -1,4 +1,5 @@
-"""The token shift of RWKV (Peng et al., 2023, arXiv:2305.13048, section 3.1): each token sees the one before it.
+"""The token shift of RWKV (Peng et al., 2023, arXiv:2305.13048, section 3.1): each token is mixed with the previous
+one.
 
 The channel mixing of RWKV-7 (2025, arXiv:2503.14456, section 4), and that of RWKV-6 (2024, arXiv:2404.05892, section
 4.2), which has a gate:
@@ -24,7 +25,7 @@ from layers.tokens import Tokens
 
 
 class TokenShift(CausalConvolution):
-    """The token before each, zeros at the start of a document: a convolution over two tokens, without parameters."""
+    """Returns for each token the previous one, zeros at the start of a document: a convolution without parameters."""
 
     def __init__(self, features: int, *, dtype: Any = None):
         self.features, self.kernel_size, self.dtype = features, 2, dtype
@@ -35,13 +36,13 @@ class TokenShift(CausalConvolution):
 
 
 def shifted(x: jax.Array, before: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
-    """x + (before - x) weight for each row of ``weights`` (count, features)."""
+    """x + (before - x) weight for each of ``weights`` (count, features); ``x`` and ``before`` are (..., features)."""
     difference = before - x
     return tuple(x + difference * broadcast(weight, x.shape, x.dtype) for weight in weights)
 
 
 class ShiftedMLP(Recurrent):
-    """Linear, squared relu, linear, of a mixture of each token and the one before it.
+    """Linear, squared relu, linear, applied to a mixture of each token and the previous one.
 
     Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear); with a gate ``gate_shift`` (features,) and
       ``gate``
@@ -62,9 +63,9 @@ class ShiftedMLP(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-        index, depth: of the block, and blocks of the model: they set where m begins.
+        index, depth: index of the block and number of blocks, which determine the initial values of m.
         gated: RWKV-6's form.
-        zero_init: ``down`` and ``gate`` begin at 0, as the authors'.
+        zero_init: ``down`` and ``gate`` are initialized to 0, as in the authors' code.
         """
         made: dict[str, Any] = {"use_bias": False, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         power = (1 - index / depth) ** (3 if gated else 4)
@@ -82,7 +83,7 @@ class ShiftedMLP(Recurrent):
         return (self.before,)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """That of the token before."""
+        """The state: the last token of each row."""
         return self.before.init_state(batch_size, dtype=dtype)
 
     def recur(self, x: jax.Array, tokens: Tokens, state: Any) -> tuple[jax.Array, Any]:

@@ -1,4 +1,4 @@
-"""What is known of the tokens besides their features: one object that mixers, blocks and backbones hand on whole."""
+"""What is known of the tokens besides their features: one object that is passed to backbones, blocks and mixers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flax import struct
 
 @struct.dataclass
 class Kept:
-    """Where the tokens lay that are left of a grid which is none any more.
+    """The cells of tokens on their last grid, after a reduction has left only some of them.
 
     Attributes:
       cells: int32, (batch or 1, length, 2), row and column of each token on that grid, 0 in the prefix.
-      grid: its rows and columns.
-      prefix: how many tokens precede those of the grid.
+      grid: rows and columns of that grid.
+      prefix: number of tokens before those of the grid.
     """
 
     cells: jax.Array
@@ -29,21 +29,22 @@ class Kept:
 
 @struct.dataclass
 class Tokens:
-    """What is known of the tokens that a mixer is given; what is None is not known.
+    """What is known of the tokens that a mixer is given; None means unknown.
 
-    Shapes are those of sequences, (batch, length); a grid's are (batch, height, width).
+    Shapes are given for sequences, (batch, length); for grids (batch, height, width) takes their place.
 
     Attributes:
       mask: bool, True = real token. The padding of a sequence is trailing.
       positions: int32, (batch or 1, length), or (batch or 1, length, axes) for tokens of a grid.
-      segment_ids: int32, equal for the tokens of one document, which are neighbors; documents do not see each other.
-      roles: int32, what a token is to mixers that ask for it (a global token of Longformer, say).
-      context: (batch, context_length, context_features), what cross attention reads.
+      segment_ids: int32, equal for the tokens of one document, which are contiguous; tokens see their own document
+        only.
+      roles: int32, the role of a token for mixers that use roles, such as a global token of Longformer.
+      context: (batch, context_length, context_features), the input of keys and values in cross attention.
       context_mask: bool (batch, context_length), True = real.
       grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are
-        its prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
-      kept: in place of ``grid``, where a :class:`layers.reduction.TokenReduction` left none: what the tokens left lay
-        on. It asks for nothing either.
+        the prefix. A mixer that does not use the grid may ignore it.
+      kept: replaces ``grid`` after a :class:`layers.reduction.TokenReduction` that leaves no grid: the cells of the
+        remaining tokens on the last grid. It may be ignored too.
     """
 
     mask: jax.Array | None = None
@@ -57,11 +58,11 @@ class Tokens:
 
     @classmethod
     def of(cls, known: Known) -> Tokens:
-        """``known`` itself, or the object of which it is the mask; None is an object of which nothing is known."""
+        """``known`` itself, or an object with ``known`` as its mask; None gives an object without any field."""
         return known if isinstance(known, Tokens) else cls(mask=known)
 
     def given(self) -> frozenset[str]:
-        """Names of the fields that ask something of a mixer: all that are known except where tokens lie on a grid."""
+        """Names of the known fields that a mixer must honor: all except ``grid`` and ``kept``."""
         return frozenset(name for name in FIELDS if getattr(self, name) is not None)
 
     def replace(self, **changes: Any) -> Tokens:
@@ -69,14 +70,14 @@ class Tokens:
         return dataclasses.replace(self, **changes)
 
     def without(self, *names: str) -> Tokens:
-        """A copy that does not know ``names``."""
+        """A copy with the fields ``names`` set to None."""
         return self.replace(**dict.fromkeys(names))
 
     def rearranged(self, move: Callable[[jax.Array], jax.Array], grid: tuple[int, int] | None = None) -> Tokens:
-        """What is known after ``move``, which takes what each token has, (batch, length, ...), to another order or
+        """A copy with ``move`` applied to all per-token fields (batch, length, ...), which changes their order or
         shape.
 
-        ``grid`` is that of the new order. Positions that all rows share move as they are, with a batch of 1.
+        ``grid`` is the grid of the new order. Positions shared by all rows are moved with their batch axis of 1.
         """
         moved = {name: move(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
         kept = (
@@ -87,13 +88,15 @@ class Tokens:
         return self.replace(**moved, grid=grid, kept=kept)
 
     def prefix(self, length: int) -> int:
-        """How many of ``length`` tokens precede those of the grid; 0 where there is and was none."""
+        """The number of the ``length`` tokens that precede those of the grid; 0 if there is no grid and was none."""
         if self.grid is not None:
             return length - self.grid[0] * self.grid[1]
         return 0 if self.kept is None else self.kept.prefix
 
     def off_grid(self, length: int) -> Tokens:
-        """The same tokens, ``length`` of them, with their rows and columns as ``kept`` in place of the grid, if any."""
+        """A copy for the same ``length`` tokens, with their rows and columns in ``kept`` instead of ``grid``, if there
+        is a grid.
+        """
         if self.grid is None:
             return self
         cells = self.grid_places(length)
@@ -101,7 +104,7 @@ class Tokens:
         return self.replace(grid=None, kept=Kept(cells, self.grid, self.prefix(length)))
 
     def places(self, length: int) -> jax.Array:
-        """Positions (batch or 1, length[, axes]): those given, else those in each document, else 0, 1, 2, ..."""
+        """Positions (batch or 1, length) or (batch or 1, length, axes): those given, else counted in each document."""
         if self.positions is not None:
             return self.positions
         index = jnp.arange(length, dtype=jnp.int32)[None]
@@ -110,19 +113,21 @@ class Tokens:
         return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
 
     def positions_or(self, counted: jax.Array) -> jax.Array:
-        """The positions that were given, else those that a state has ``counted``."""
+        """The given positions, else those ``counted`` by a state."""
         return counted if self.positions is None else self.positions
 
     def starts(self, last: jax.Array | None = None) -> jax.Array | None:
-        """Bool (batch, length): the real tokens where another document begins, as :func:`starts`; None without ids."""
+        """Bool (batch, length), True for real tokens where a new document begins, as :func:`starts`; None without
+        segment ids.
+        """
         if self.segment_ids is None:
             return None
         begins = starts(self.segment_ids, last)
         return begins if self.mask is None else begins & self.mask
 
     def count(self, length: int, *, causal: bool) -> jax.Array:
-        """Int32 (batch or 1, length): how many real tokens of its document a token may see, itself and, where causal,
-        those before it; at least 1.
+        """Int32 (batch or 1, length): the number of real tokens of its document that a token may see, if ``causal``
+        itself and those before it, else all; at least 1.
         """
         index = jnp.arange(1, length + 1, dtype=jnp.int32)[None]
         seen = index if self.mask is None else jnp.cumsum(self.mask, axis=1, dtype=jnp.int32)
@@ -130,18 +135,18 @@ class Tokens:
         if (begins := self.starts()) is not None:
             own = seen - jax.lax.cummax(jnp.where(begins, seen - 1, 0), axis=1)
         if not causal:
-            # And those that follow, up to the end of the row or to where another document begins.
+            # Add the following tokens, up to the end of the row or the start of the next document.
             ends = jnp.arange(length)[None] == length - 1
             ends = ends if begins is None else ends | jnp.roll(begins, -1, axis=1)
             own += jax.lax.cummin(jnp.where(ends, seen, length), axis=1, reverse=True) - seen
         return jnp.maximum(own, 1)
 
     def segment_after(self, last: jax.Array) -> jax.Array:
-        """(batch,) the document after these tokens, of which ``last`` is that before them."""
+        """(batch,) the document of the last real token; ``last`` (batch,) is the document before these tokens."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
 
     def image(self, length: int) -> tuple[tuple[int, int], int]:
-        """Rows and columns of ``length`` tokens of an image, and how many prefix tokens there are before them.
+        """Rows and columns of an image's grid, and the number of prefix tokens among its ``length`` tokens.
 
         Raises:
           ValueError: the grid is not known.
@@ -155,15 +160,16 @@ class Tokens:
 
     @property
     def ordered_positions(self) -> jax.Array | None:
-        """Positions in a sequence (batch or 1, length), where they are given; rows and columns have no order."""
+        """The positions if they are those of a sequence, (batch or 1, length); None for rows and columns, which have no
+        order.
+        """
         return self.positions if self.positions is not None and self.positions.ndim == 2 else None
 
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
-        """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the
+        """Rows and columns (batch or 1, length, 2) of the tokens on their grid, or on the last one (``kept``), 0 in the
         prefix; None without a grid.
 
-        Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole
-        numbers.
+        With ``stretched``, they are rescaled to a grid of that size, as float32.
         """
         cells: Any
         if self.grid is not None:
@@ -179,7 +185,7 @@ class Tokens:
 
 
 Known = Tokens | jax.Array | None
-"""What a mixer is given: the tokens' object, or its mask alone, or nothing."""
+"""What a mixer is given: a :class:`Tokens`, a mask alone, or nothing."""
 
 PER_TOKEN = ("mask", "positions", "segment_ids", "roles")
 FIELDS = (*PER_TOKEN, "context", "context_mask")
@@ -191,24 +197,24 @@ def grid_positions(height: int, width: int) -> np.ndarray:
 
 
 def starts(segment_ids: jax.Array, last: jax.Array | None = None) -> jax.Array:
-    """Bool (batch, length): where another document begins than the one that the token before belongs to.
+    """Bool (batch, length), True where a token belongs to another document than the token before it.
 
     Args:
       segment_ids: int32 (batch, length).
-      last: (batch,) the document of the token before the first, as a state keeps it; None: there was none.
+      last: (batch,) the document of the token before the first, as kept in a state; None at the start of a row, where
+        the first token counts as no start.
     """
     before = segment_ids[:, :1] if last is None else last[:, None]
     return segment_ids != jnp.concatenate([before, segment_ids[:, :-1]], axis=1)
 
 
 def numbered(segment_ids: jax.Array, last: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Documents (batch, new) int32 of tokens that are read after others: 0 is the one that these belong to, then 1, 2,
-    ...
+    """Document numbers (batch, new) int32 of tokens that continue a state: 0 for the state's document, then 1, 2, ...
 
     Args:
       segment_ids: int32 (batch, new).
       last: (batch,) the document of the token before the first.
-      mask: bool (batch, new), True = real; padding, which is trailing, counts to the last document.
+      mask: bool (batch, new), True = real; padding, which is trailing, belongs to the last document.
     """
     begins = starts(segment_ids, last)
     return jnp.cumsum(begins if mask is None else begins & mask, axis=1, dtype=jnp.int32)
@@ -224,8 +230,8 @@ def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array
 
 
 class Continuation(NamedTuple):
-    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows
-    after them.
+    """Positions (batch, new) in their documents of tokens that continue a state, and the state's length and document
+    after them, (batch,) each.
     """
 
     positions: jax.Array
@@ -236,16 +242,16 @@ class Continuation(NamedTuple):
 def continued(
     new: int, length: jax.Array, segment: jax.Array, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
 ) -> Continuation:
-    """Where ``new`` tokens are that are read after others.
+    """The positions of ``new`` tokens that continue a state.
 
     Args:
-      length: (batch,) int32, tokens read so far of each row's current document.
-      segment: (batch,) int32, that document.
+      length: (batch,) int32, number of tokens read of each row's current document.
+      segment: (batch,) int32, the id of that document.
       mask: bool (batch, new), True = real, padding trailing.
-      segment_ids: int32 (batch, new); None: all belong to the current document.
+      segment_ids: int32 (batch, new); None if all belong to the current document.
 
     Returns:
-      Their positions, and ``length`` and ``segment`` after them.
+      The positions, and the new ``length`` and ``segment``.
     """
     index = jnp.arange(new, dtype=jnp.int32)
     count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)

@@ -3,10 +3,10 @@ arXiv:2210.01989), section 3.
 
     y = W^-1 mix(W x)
 
-W is a wavelet transform along the sequence, each feature by its own filter; mix is any mixer, one for each band of
-coefficients. Filters are fixed (Daubechies), trained from there ("adaptive", AdaWavSpA, which W^-1 then undoes in part
-only), trained as products of rotations, which are always orthogonal ("orthogonal", OrthoWavSpA), or there are none and
-the transform is one of lifting ("lift", LiftWavSpA).
+W is a wavelet transform along the sequence, with a filter for each feature; mix is any mixer, one for each band of
+coefficients. Filters are fixed (Daubechies), trained from these initial values ("adaptive", AdaWavSpA, for which W^-1
+is only an approximate inverse), or trained as products of rotations, which are always orthogonal ("orthogonal",
+OrthoWavSpA); "lift" (LiftWavSpA) is a lifting transform without filters.
 
 Published, average of Long Range Arena: Transformer 54.39, adaptive 70.59, orthogonal 65.90, lift 59.85.
 """
@@ -33,12 +33,12 @@ WAVELETS = ("fixed", "adaptive", "orthogonal", "lift")
 
 @register_mixer("wavelet_space")
 class WaveletSpace(Mixer):
-    """A mixer of wavelet coefficients in place of tokens.
+    """A mixer applied to wavelet coefficients instead of tokens.
 
-    Each band is a sequence of its own, and each has its own mixer, as the authors' code does it, or all share one. A
-    masked row is reflected at its own end: padding changes nothing. It is bidirectional only: coefficients are sums
-    over tokens before and after. Of the authors' kinds adaptive lifting is left out. Their transforms wrap around at
-    the end of the reflected sequence, and have more coefficients there; ours are PyWavelets'.
+    Each band is a sequence with its own mixer, as in the authors' code, or all bands share one. A masked row is
+    reflected at its own end: padding changes nothing. It is bidirectional only: coefficients are sums over tokens
+    before and after. The authors' adaptive lifting is not implemented. Their transforms wrap around at the end of the
+    reflected sequence, and have more coefficients there; ours follow PyWavelets.
 
     Parameters: ``inner.N.*``, cA of the last level first; ``filter`` (taps, features) of "adaptive", ``angles`` (taps /
     2, features) of "orthogonal".
@@ -63,13 +63,13 @@ class WaveletSpace(Mixer):
     ):
         """Args:
           inner: the mixer of the coefficients.
-          wavelet: which filters.
-          levels: how often the sequence is halved.
-          taps: of a filter, an even number up to 40.
+          wavelet: the kind of filters, see above.
+          levels: number of times the sequence is halved.
+          taps: length of a filter, an even number up to 40.
           shared: one mixer for all bands.
 
         Raises:
-          ValueError: an unknown wavelet, no level, or a number of taps that no filter has.
+          ValueError: an unknown wavelet, ``levels`` below 1, or ``taps`` that are odd or not from 2 to 40.
         """
         if wavelet not in WAVELETS or levels < 1:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""Wavelet transforms along a sequence, each feature with a filter of its own: rows of any length, and back.
+"""Wavelet transforms along a sequence and their inverses, with a filter for each feature, for rows of any length.
 
     cA[i] = sum_k h[k] x[2 i + 1 - k]      cD[i] = sum_k g[k] x[2 i + 1 - k]      g[k] = (-1)^(k + 1) h[taps - 1 - k]
 
-with x reflected at both ends, and again for cA; of orthogonal filters h the transform can be undone. As PyWavelets has
-it with ``mode="reflect"``.
+with x reflected at both ends; the next level transforms cA. It is invertible for orthogonal filters h, and equals that
+of PyWavelets with ``mode="reflect"``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Band = tuple[jax.Array, jax.Array]
 
 @functools.cache
 def daubechies(taps: int) -> np.ndarray:
-    """The filter h of Daubechies with taps / 2 vanishing moments, float64 (taps,); the roots that it is made of are
+    """The Daubechies filter h with taps / 2 vanishing moments, float64 (taps,); the roots that it is computed from are
     accurate up to 40 taps.
 
     Raises:
-      ValueError: an odd number of taps, or none or more than 40.
+      ValueError: ``taps`` is odd or not from 2 to 40.
     """
     if taps % 2 or not 2 <= taps <= 40:
-        raise ValueError(f"filters of Daubechies have an even number of taps, from 2 to 40; got {taps}")
+        raise ValueError(f"Daubechies filters have an even number of taps, from 2 to 40; got {taps}")
     moments = taps // 2
     roots = np.roots([math.comb(moments - 1 + k, k) for k in range(moments - 1, -1, -1)])
     found = np.ones(1)
@@ -45,8 +45,8 @@ def daubechies(taps: int) -> np.ndarray:
 
 
 def rotated(angles: jax.Array) -> jax.Array:
-    """An orthogonal filter (2 n, features) for any ``angles`` (n, features): 2x2 rotations of neighbors, each after the
-    pairs are shifted by one.
+    """An orthogonal filter (2 n, features) for any ``angles`` (n, features): n layers of 2x2 rotations of neighboring
+    taps, with the pairs shifted by one between layers.
     """
     count, features = angles.shape
     sine, cosine = jnp.sin(angles), jnp.cos(angles)
@@ -59,7 +59,7 @@ def rotated(angles: jax.Array) -> jax.Array:
 
 
 def detail(low: jax.Array) -> jax.Array:
-    """The filter g of the details that belongs to ``low``, (taps, features)."""
+    """The high-pass filter g that belongs to the low-pass filter ``low``, both (taps, features)."""
     sign = jnp.where(jnp.arange(len(low)) % 2, 1.0, -1.0).astype(low.dtype)
     return sign[:, None] * low[::-1]
 
@@ -71,7 +71,7 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, before: int) -> jax
 
 
 def analyzed(x: jax.Array, count: jax.Array, low: jax.Array, levels: int) -> list[Band]:
-    """The bands of ``x``: cA of the last level, its cD, and the cD of the levels before it, the first last.
+    """The bands of ``x``: cA of the last level, then cD from the last level to the first.
 
     Args:
       x: (batch, length, features).
@@ -94,10 +94,12 @@ def analyzed(x: jax.Array, count: jax.Array, low: jax.Array, levels: int) -> lis
 
 
 def synthesized(bands: list[Band], low: jax.Array, lengths: list[int]) -> jax.Array:
-    """What has these bands, whose coefficients beyond a row's own are 0.
+    """The inverse of :func:`analyzed`, for orthogonal filters: (batch, length, features).
 
     Args:
-      lengths: of ``x`` at each level, the first the whole.
+      bands: as :func:`analyzed` returns them; coefficients beyond a row's count must be 0.
+      low: h, (taps, features).
+      lengths: length of the input of each level, starting with that of ``x``.
     """
     (x, _), *fine = bands
     high, taps = detail(low), len(low)
@@ -106,16 +108,16 @@ def synthesized(bands: list[Band], low: jax.Array, lengths: list[int]) -> jax.Ar
         for coefficients, f in ((x, low), (band, high)):
             apart = jnp.stack([coefficients, jnp.zeros_like(coefficients)], 2)
             apart = apart.reshape(len(x), -1, x.shape[-1])[:, : length + taps - 2]
-            parts.append(_convolved(apart, f, 1, 1))  # the filters of the synthesis are those of the analysis, reversed
+            parts.append(_convolved(apart, f, 1, 1))  # synthesis filters are the reversed analysis filters
         x = parts[0] + parts[1]
     return x
 
 
 def lifted(x: jax.Array, count: jax.Array, levels: int) -> list[Band]:
-    """As :func:`analyzed`, by lifting: what neighbors do not predict of odd places, and even places that it updates.
+    """As :func:`analyzed`, by lifting: odd samples minus their prediction by even neighbors, and updated even samples.
 
-    d[i] = x[2 i + 1] - (x[2 i] + x[2 i + 2]) / 2 and s[i] = x[2 i] + (d[i - 1] + d[i]) / 4; the last neighbor that
-    there is stands for one beyond an end.
+    d[i] = x[2 i + 1] - (x[2 i] + x[2 i + 2]) / 2 and s[i] = x[2 i] + (d[i - 1] + d[i]) / 4; a neighbor beyond an end is
+    replaced by the nearest one.
     """
     bands = list[Band]()
     for _ in range(levels):
@@ -131,7 +133,7 @@ def lifted(x: jax.Array, count: jax.Array, levels: int) -> list[Band]:
 
 
 def lowered(bands: list[Band], lengths: list[int]) -> jax.Array:
-    """What has these bands of :func:`lifted`; arguments as of :func:`synthesized`."""
+    """The inverse of :func:`lifted`; arguments as in :func:`synthesized`."""
     (x, count), *fine = bands
     for (band, odds), length in zip(fine, reversed(lengths), strict=True):
         even = x - (_neighbor(band, -1, odds) + _neighbor(band, 0, odds)) / 4
@@ -141,12 +143,12 @@ def lowered(bands: list[Band], lengths: list[int]) -> jax.Array:
 
 
 def _parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Even and odd places, as many of these."""
+    """Even and odd samples, padded to equal numbers."""
     pairs = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))).reshape(len(x), -1, 2, x.shape[-1])
     return pairs[:, :, 0], pairs[:, :, 1]
 
 
 def _neighbor(x: jax.Array, step: int, count: jax.Array) -> jax.Array:
-    """For each place the one ``step`` after it, or the nearest that is real; zeros in a row that has none."""
+    """For each index the entry ``step`` later, or the nearest real one; the first entry in a row without real ones."""
     place = jnp.clip(jnp.arange(x.shape[1]) + step, 0, jnp.maximum(count - 1, 0)[:, None])
     return jnp.take_along_axis(x, place[..., None], 1)

@@ -1,7 +1,7 @@
-"""Mixing within windows: a grid is cut into neighborhoods or into interleaved lattices, each of which is mixed alone.
+"""Mixing within windows: a grid is cut into local windows or into interleaved lattices, which are mixed separately.
 
-MaxViT is convolution, then :class:`Windowed` attention, then :class:`Grid` attention; Swin shifts the windows of every
-second block.
+MaxViT (arXiv:2204.01697) is convolution, then :class:`Windowed` attention, then :class:`Grid` attention; Swin
+(arXiv:2103.14030) shifts the windows of every second block.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ class _Partition(Around):
         return y[:, :height, :width]
 
     def _known_window(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The window on a grid that may not be known."""
+        """The window size for a grid that may be unknown."""
         return self.window
 
     def _window_of(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The window on a grid."""
+        """The window size for a grid."""
         return self.window
 
     def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
-        """What is known of the tokens of a padded grid, with segments for those that share a window and must not see
-        each other.
+        """``tokens`` of a padded grid, with segment ids that separate tokens that share a window but must not see each
+        other.
         """
         return tokens
 
@@ -98,9 +98,8 @@ class _Partition(Around):
 class Windowed(_Partition):
     """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows).
 
-    Shifted windows are those of the grid moved cyclically: a window at the border holds tokens of two sides of the grid
-    or of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing
-    moves.
+    Shifted windows are windows of the cyclically shifted grid: a window at the border holds tokens from two or four
+    borders of the grid, which the inner mixer gets as different segments. A side that one window covers is not shifted.
     """
 
     def __init__(
@@ -117,10 +116,10 @@ class Windowed(_Partition):
     ):
         """Args:
           window: rows and columns of a window, or one number for both; None is the whole side of the grid (stripes).
-          shift: rows and columns by which the windows are moved to the bottom and the right.
-          padding: of a grid that the window does not divide, at the bottom and the right: masked, or zeros that are
-            attended to as tokens, with which Swin's weights were trained.
-          clamp: windows are no larger than the grid. (An inner mixer with a table of the window needs windows of one
+          shift: rows and columns by which the windows are shifted to the bottom and the right.
+          padding: padding at the bottom and the right of a grid that the window does not divide: "masked", or "zeros",
+            which are attended to as tokens, as Swin's weights were trained.
+          clamp: limit windows to the size of the grid. (An inner mixer with a table of offsets needs a fixed window
             size.)
 
         Raises:
@@ -135,12 +134,13 @@ class Windowed(_Partition):
             raise ValueError(
                 f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not "
                 "honor segment_ids, "
-                "which keep them apart: give shift=0, or an inner mixer that does, as attention"
+                "which keep them apart: give shift=0, or an inner mixer that does, such as attention"
             )
 
     @property
     def complexity(self) -> float:
-        # A whole side is the root of all tokens: n tokens in windows of m cost n / m times m ** (inner complexity).
+        # n tokens in windows of m cost n / m * m ** (inner complexity), and a whole side has the square root of n
+        # tokens.
         return 1.0 + (self.inner.complexity - 1.0) * sum(side is None for side in self.window) / 2
 
     def _known_window(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -165,7 +165,7 @@ class Windowed(_Partition):
     def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
         if not any(shift := self._shift_of(grid, window)):
             return tokens
-        # Rows and columns that come around are other sides; four of each document that there may be already.
+        # Rows and columns that wrap around belong to other sides: four segments for each document.
         rows, columns = (np.arange(size) < moved for size, moved in zip(grid, shift, strict=True))
         sides = jnp.asarray(2 * rows[:, None] + columns, jnp.int32)[None]
         known = tokens.segment_ids
@@ -188,9 +188,7 @@ class Windowed(_Partition):
 
 @register_mixer("grid")
 class Grid(_Partition):
-    """The inner mixer among tokens a fixed stride apart, ``window`` of them spread over the whole grid (MaxViT's grid
-    attention).
-    """
+    """The inner mixer in groups of ``window`` tokens, evenly spaced over the whole grid (MaxViT's grid attention)."""
 
     paper = (34,)
 

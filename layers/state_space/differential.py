@@ -2,8 +2,8 @@
 
     y = (1 - l) RMSNorm(m_1(x) - lambda m_2(x))        l = 0.8 - 0.6 exp(-0.3 index)
 
-with two mixers m_1 and m_2, each half as large as one would be: what both remember of irrelevant tokens cancels. A
-learned vector, or four, make lambda:
+with two mixers m_1 and m_2, each half as large as a single one would be: what both retain of irrelevant tokens cancels.
+lambda is computed from one learned vector, or from four:
 
     lambda = sigmoid(sum q_1) + l                                  "sigmoid", of Diff-Mamba-2
     lambda = exp(q_1 . k_1) - exp(q_2 . k_2) + l      "exponential", of Diff-Mamba, as in Differential Transformer
@@ -29,7 +29,7 @@ from layers.norm import RMSNorm
 
 @register_mixer("differential_mamba")
 class DifferentialMamba(Parallel):
-    """The difference of two state spaces, normalized.
+    """The normalized difference of two state space models.
 
     Parameters: ``branches.0`` and ``branches.1``, the mixers; ``norm``; ``lambda_q1`` (features,), or ``lambda_q1``,
     ``lambda_k1``, ``lambda_q2`` and ``lambda_k2`` (vector,).
@@ -51,11 +51,11 @@ class DifferentialMamba(Parallel):
         rngs: nnx.Rngs,
     ):
         """Args:
-          inner: both mixers, which look back only; by default ``mamba2`` with ``expand=1``, and ``mamba`` with it where
-            the strength is exponential.
-          strength: how lambda is made.
-          vector: numbers of each of the four vectors; the authors have as many as a state.
-          index: of the block.
+          inner: spec of both mixers, which must be causal; the default is ``mamba2`` with ``expand=1``, or ``mamba``
+            with ``expand=1`` if the strength is exponential.
+          strength: the form of lambda, "sigmoid" or "exponential".
+          vector: size of each of the four vectors; the authors use the size of a state.
+          index: index of the block.
 
         Raises:
           ValueError: an unknown strength.
@@ -78,7 +78,7 @@ class DifferentialMamba(Parallel):
         self.initial = Constant(constant(0.8 - 0.6 * math.exp(-0.3 * index))(None, ()))
 
     def join(self, outputs: Sequence[jax.Array]) -> jax.Array:
-        """The norm of the first less lambda times the second."""
+        """(1 - l) RMSNorm(first - lambda second) of two outputs (batch, length, features)."""
         initial = self.initial[...]
         if self.strength == "sigmoid":
             factor = jax.nn.sigmoid(jnp.sum(widened(self.lambda_q1[...])))

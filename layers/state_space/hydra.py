@@ -4,9 +4,9 @@ section 4.
     z, u, BC, dt = split(W_in x);  u, BC = silu(conv(u, BC));  dt = softplus(dt + b)
     y_t = f_{t-1} + b_{t+1} + (D + W_D u_t) u_t        x' = W_out (RMSNorm(y) * silu(z))
 
-f and b are what Mamba-2's state space (:mod:`layers.state_space.mamba2`) makes of u from the left, and from the right,
-each with its own B, C and dt and the same A: a matrix of u that is low-rank below the diagonal and above, and free on
-it. The convolution sees both sides.
+f and b are the outputs of Mamba-2's state space (:mod:`layers.state_space.mamba2`) over u from left to right and from
+right to left, each with its own B, C and dt and the same A: a quasiseparable mixing matrix, low-rank below and above
+the diagonal and free on it. The convolution is centered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from primitives.exponential import silu, softplus
 
 
 class CenteredConvolution(Module):
-    """Depth-wise 1-D convolution that sees as many tokens of its document before each as after, zeros beyond the ends.
+    """Depth-wise 1-D convolution, centered on each token, with zeros beyond the ends of its document.
 
     Parameters ``kernel`` (kernel_size, 1, features) and ``bias`` (features,).
     """
@@ -39,7 +39,7 @@ class CenteredConvolution(Module):
     def __init__(
         self, features: int, kernel_size: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
-        """Raises ValueError where the kernel has no center."""
+        """Raises ValueError for an even ``kernel_size``, which has no center."""
         if kernel_size % 2 != 1:
             raise ValueError(f"CenteredConvolution: kernel_size must be odd; got {kernel_size}")
         init = create_initializer(variance_scaling(1 / 3, "fan_in", "uniform"))
@@ -65,7 +65,7 @@ class CenteredConvolution(Module):
 
 @register_mixer("hydra")
 class Hydra(Mixer):
-    """The state space of Mamba-2 from both ends, with a diagonal of its own.
+    """The state space of Mamba-2 in both directions, with a separate diagonal.
 
     Parameters: ``in_proj`` (z, u, B and C from the left, B and C from the right, dt from the left and from the right),
     ``conv`` (of all but z and dt), ``dt_bias``, ``A_log``, ``D`` (heads,), ``diagonal`` (linear, W_D), ``norm``,
@@ -93,10 +93,11 @@ class Hydra(Mixer):
     ):
         """Args:
           state_dim, expand, head_dim, groups, step_range, depth: as in :class:`layers.Mamba2`.
-          conv_size: tokens that the convolution sees, the token itself in their middle.
+          conv_size: kernel size of the centered convolution, an odd number.
 
         Raises:
-          ValueError: channels that heads, or heads that groups, do not divide, or an even convolution.
+          ValueError: channels not divisible by ``head_dim``, heads not divisible by ``groups``, or an even
+            ``conv_size``.
         """
         channels, self.heads = channels_and_heads(features, expand, head_dim, groups)
         self.channels, self.groups, self.state_dim = channels, groups, state_dim
@@ -123,7 +124,7 @@ class Hydra(Mixer):
         u, shared = jnp.split(silu(self.conv(u, ids)), [self.channels], axis=-1)
         wide = jnp.promote_types(u.dtype, jnp.float32)
         per_head = u.reshape(*u.shape[:2], self.heads, -1)
-        # The direction from the right is that from the left of reversed rows: both in one call.
+        # Right to left is left to right on reversed rows: both directions run in one call.
         steps, shared = (_both(*jnp.split(a, 2, axis=-1)) for a in (steps, shared))
         steps = softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
         if mask is not None:
@@ -141,7 +142,7 @@ class Hydra(Mixer):
             scale=1.0,
             starts=begins,
         )
-        # The token before, in the order of its direction; none before the first of a document.
+        # Shift by one token in the order of each direction, with zeros for the first token of a document.
         y = jnp.concatenate([jnp.zeros_like(y[:, :1]), y[:, :-1]], axis=1)
         y = y if begins is None else jnp.where(begins[..., None, None], 0, y)
         left, right = jnp.split(y, 2)
@@ -151,5 +152,5 @@ class Hydra(Mixer):
 
 
 def _both(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Rows of the direction from the left, and reversed ones of that from the right: (2 * batch, length, ...)."""
+    """``left``, and ``right`` reversed along the length, concatenated: (2 * batch, length, ...)."""
     return jnp.concatenate([left, right[:, ::-1]])

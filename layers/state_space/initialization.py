@@ -1,7 +1,7 @@
-"""How selective state spaces start: the released models' way, and the mimetic one.
+"""Initialization of selective state spaces: that of the released models, and mimetic initialization.
 
 "mimetic" is Mimetic Initialization Helps State Space Models Learn to Recall (Trockman et al., 2024, arXiv:2410.11135):
-the layer starts close to linear attention, whose state forgets nothing and whose keys and queries agree.
+the layer starts close to linear attention without decay, with equal keys and queries.
 
     A ~ 0, so that the decay exp(step A) ~ 1      step = 1 for every token      W_C = W_B      conv = identity
 
@@ -20,10 +20,10 @@ Initialization = Literal["standard", "mimetic"]
 StepRange = tuple[float, float]
 
 STEP_RANGE: StepRange = (1e-3, 0.1)
-"""The released models' first steps."""
+"""Initial step sizes of the released models."""
 
 A_LOG = Transformed("log", Uniform(1.0, 16.0))
-"""log A of the models with one decay a head: A is uniform between 1 and 16."""
+"""log(-A) of the models with one decay per head: -A is uniform between 1 and 16."""
 
 MIMETIC_A_LOG = constant(-8.0)
 MIMETIC_STEP_BIAS = constant(math.log(math.e - 1))
@@ -37,7 +37,7 @@ def check_initialization(initialization: str) -> None:
 
 
 def fan_in_uniform(branches: int = 1) -> Any:
-    """Uniform in +-1 / sqrt(fan_in * branches): projections; ``branches`` are the residual branches added up."""
+    """Uniform in +-1 / sqrt(fan_in * branches), for projections; ``branches`` is the number of residual branches."""
     return variance_scaling(1 / (3 * branches), "fan_in", "uniform")
 
 
@@ -54,5 +54,5 @@ def step_bias(steps: StepRange = STEP_RANGE) -> Initializer:
 
 
 def identity_kernel(size: int) -> Initializer:
-    """The kernel (size, 1, features) of a causal convolution that passes on each token as it is."""
+    """The kernel (size, 1, features) of a causal convolution that is the identity."""
     return constant(tuple(((float(tap == size - 1),),) for tap in range(size)))
