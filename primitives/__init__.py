@@ -1,3 +1,3 @@
-"""What kernels and layers share: functions with gradients of their own, arrays of weights in fewer bits, the platform,
-and sequences that are split over devices.
+"""What kernels and layers share: functions with custom gradients, quantized weights, the platform, and sequences that
+are sharded over devices.
 """

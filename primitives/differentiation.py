@@ -1,12 +1,13 @@
-"""Functions with a gradient of their own that forward mode can differentiate too, any number of times.
+"""Functions with custom gradients that also support forward mode and higher derivatives.
 
-``jax.custom_vjp`` refuses forward mode. Here the derivative of f along a direction dx is a primitive, linear in dx,
+``jax.custom_vjp`` does not support forward mode. Here the derivative of f along a direction dx is a primitive, linear
+in dx,
 
     pushforward(x, residuals, dx) = f'(x) dx
 
-and its transpose is the gradient that was given. Reverse mode transposes the primitive without computing it. Forward
-mode computes it, as the derivative of f's own operations. Gradients of gradients differentiate the gradient that was
-given, as they do with ``jax.custom_vjp``.
+and its transpose is the custom gradient. Reverse mode transposes the primitive without evaluating it. Forward mode
+evaluates it, as the derivative of f's own operations. Gradients of gradients differentiate the custom gradient, as with
+``jax.custom_vjp``.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from primitives import operations
 
 
 class Differentiable:
-    """A function whose gradient :meth:`define` gives.
+    """A function whose gradient is set by :meth:`define`.
 
     Attributes:
       function: (*static, *arrays) to a pytree of arrays; ``arrays`` are pytrees too.
-      static: how many leading arguments are hashable and not differentiated.
-      name: of the function, with its module.
-      kernel: the function and its gradient are Pallas kernels, whose operations can't be differentiated: forward mode
-        and gradients of gradients are refused.
+      static: number of leading arguments that are hashable and not differentiated.
+      name: the function's name, with its module.
+      kernel: whether the function and its gradient are Pallas kernels, which can't be differentiated: forward mode and
+        gradients of gradients raise NotImplementedError.
     """
 
     def __init__(self, function: Callable[..., Any], static: int, kernel: bool):
@@ -42,11 +43,11 @@ class Differentiable:
         self.forward = self.backward = function
 
     def define(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        """Gives the gradient.
+        """Sets the gradient.
 
         Args:
-          forward: with the function's arguments to (what the function returns, residuals).
-          backward: (*static, residuals, cotangents) to a tuple of the arrays' cotangents; None is zero.
+          forward: maps the function's arguments to (the function's result, residuals).
+          backward: maps (*static, residuals, cotangents) to a tuple of the arrays' cotangents; None means zero.
         """
         self.forward, self.backward = (
             (self._refusing(forward), self._refusing(backward)) if self.kernel else (forward, backward)
@@ -57,7 +58,7 @@ class Differentiable:
         given = _Given(self, arguments[: self.static], tree)
         operands = [jnp.asarray(x) for x in leaves]
         varying = frozenset().union(*(_varying(x) for x in operands))
-        # A device's gradient of what all devices share is its part of a sum, which the transpose of this adds up.
+        # The gradient of a value shared by all devices is a sum over devices, which the transpose of pcast computes.
         operands = [
             jax.lax.pcast(x, tuple(varying - _varying(x)), to="varying") if varying - _varying(x) else x
             for x in operands
@@ -66,7 +67,11 @@ class Differentiable:
         return jax.tree.unflatten(_outputs(given, tuple(map(jax.typeof, operands)))[1], out)
 
     def refuse(self) -> Any:
-        """Raises what a kernel answers to forward mode."""
+        """Raises the error of a kernel in forward mode.
+
+        Raises:
+          NotImplementedError: always.
+        """
         raise NotImplementedError(
             f"{self.name} is a Pallas kernel: it has a gradient, but neither a forward mode nor "
             'a gradient of its gradient. Trace the call inside `with pallas_kernels.dispatch.use("xla"):` '
@@ -84,7 +89,7 @@ class Differentiable:
 
 
 def differentiable(static: int = 0, *, kernel: bool = False) -> Callable[[Callable[..., Any]], Differentiable]:
-    """Decorator that makes a :class:`Differentiable`; its ``define`` follows."""
+    """Decorator that makes a :class:`Differentiable`; call its ``define`` to set the gradient."""
     return functools.partial(Differentiable, static=static, kernel=kernel)
 
 
@@ -108,7 +113,7 @@ class _Given:
         return self.of.forward(*self.static, *jax.tree.unflatten(self.tree, leaves))
 
     def backward(self, residuals: Any, cotangents: Any) -> list[Any]:
-        """The cotangents of all leaves; None is zero."""
+        """The cotangents of all leaves; None means zero."""
         found = self.of.backward(*self.static, residuals, cotangents)
         flat: list[Any] = []
         for tree, cotangent in zip(self.tree.children(), found, strict=True):
@@ -118,7 +123,7 @@ class _Given:
 
 @dataclasses.dataclass(frozen=True)
 class _Mapped:
-    """A function and its gradient, mapped over axes of some arrays, and over the first of outputs and residuals."""
+    """A function and its gradient, mapped over axes of some arrays and the first axis of outputs and residuals."""
 
     of: Any
     axes: tuple[int | None, ...]
@@ -140,7 +145,9 @@ class _Mapped:
 
 @functools.lru_cache(maxsize=4096)
 def _outputs(given: Any, arrays: tuple[Any, ...]) -> tuple[list[Any], Any, Any]:
-    """The types of the outputs, their tree, and the effects: an interpreted kernel calls back to the host."""
+    """The types of the outputs, their tree, and the effects, which an interpreted kernel has as it calls back to the
+    host.
+    """
     jaxpr, shapes = jax.make_jaxpr(given.function, return_shape=True)(*arrays)
     return jaxpr.out_avals, jax.tree.structure(shapes), jaxpr.effects
 
@@ -157,7 +164,7 @@ def _flat(*operands: Any, given: Any) -> list[Any]:
 def _differentiate(primals: Sequence[Any], tangents: Sequence[Any], *, given: Any) -> tuple[list[Any], list[Any]]:
     out, residuals = given.forward(*primals)
     leaves, tree = jax.tree.flatten(residuals)
-    # A residual that is an argument is not kept twice.
+    # A residual that is also an argument is not stored twice.
     places = {id(x): i for i, x in reversed(list(enumerate(primals)))}
     own = [x for x in leaves if id(x) not in places]
     numbers = iter(range(len(primals), len(primals) + len(own)))
@@ -186,8 +193,8 @@ def _batch(operands: Sequence[Any], axes: Sequence[int | None], *, given: Any) -
 batching.primitive_batchers[function_p] = _batch
 
 
-# The pushforward's operands are the arrays, residuals that are none of them, and the directions of the arrays that are
-# ``moving``. ``kept`` are the places of all residuals among the operands, ``tree`` is their structure.
+# The pushforward's operands are the arrays, the residuals that are not among them, and the tangents of the ``moving``
+# arrays. ``kept`` are the indices of all residuals among the operands, ``tree`` is their structure.
 
 
 def _parts(operands: Sequence[Any], moving: tuple[bool, ...]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -263,7 +270,7 @@ def _pushforward_transpose(
 def _pushforward_batch(
     operands: Sequence[Any], axes: Sequence[int | None], **params: Any
 ) -> tuple[list[Any], list[int]]:
-    # Only forward mode maps it: reverse mode has transposed it before.
+    # Only forward mode reaches this: reverse mode transposes the primitive first.
     out = jax.vmap(functools.partial(_pushforward, **params), in_axes=tuple(axes))(*operands)
     return out, [0] * len(out)
 

@@ -1,9 +1,9 @@
-"""Where the compiler's fusion does harm: gradients of residual streams on CPU.
+"""A barrier against harmful fusion by the compiler: gradients of residual streams on CPU.
 
-The gradient of a residual stream is a chain of additions, one for each branch, and each link of it is
-read by several matrix products. XLA's CPU compiler fuses the whole chain so far into each of those
-reads: block n adds up n gradients several times over, and the backward pass of a deep model spends more
-time there than in its products (ViT-S: half of it). Its optimization barriers are removed before it fuses.
+The gradient of a residual stream is a chain of additions, one for each branch, and each partial sum is read by several
+matrix products. XLA's CPU compiler fuses the whole chain so far into each of those reads: block n sums n gradients
+several times, and the backward pass of a deep model spends much of its time there (ViT-S: half of it). The compiler
+removes optimization barriers before it fuses.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from primitives.differentiation import differentiable
 
 @differentiable()
 def gradient_computed_once(x: jax.Array) -> jax.Array:
-    """``x`` itself; on CPU its gradient is an array of its own rather than part of whatever reads it. Elsewhere nothing
-    is changed.
+    """``x`` itself; on CPU its gradient is materialized as an array instead of being fused into its consumers. Other
+    platforms are unaffected.
     """
     return x
 
@@ -30,8 +30,8 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(first: jax.Array, dx: jax.Array) -> tuple[Any]:
-    # A branch is never fused across. Which one is taken can't be known to the compiler: of NaN it is the other, and NaN
-    # is what follows anyway.
+    # XLA does not fuse across a conditional. The predicate is false only for NaN, where the gradient is NaN anyway, but
+    # the compiler can't know that.
     def on_cpu(dx: jax.Array) -> jax.Array:
         return lax.cond(first == first, lambda dx: dx, lambda dx: jnp.full_like(dx, jnp.nan), dx)
 

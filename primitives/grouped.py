@@ -1,9 +1,9 @@
-"""Products of groups of rows with matrices of their own, as experts have them.
+"""Grouped matrix products, in which each group of rows has its own matrix, as in mixtures of experts.
 
-The rows are in blocks of one size, each of one group. A loop over the blocks reads the matrix of each in place: XLA's
-CPU compiler makes of ``jax.lax.ragged_dot`` a product of all rows with all matrices, and of ``einsum`` with gathered
-matrices a copy of each for every block. The gradient of the matrices is summed in place too, which that of such a loop,
-made by JAX, is not: there each step adds an array of all matrices, zeros but for one.
+The rows are in blocks of equal size, each of a single group. A loop over the blocks reads the matrix of each in place:
+XLA's CPU compiler turns ``jax.lax.ragged_dot`` into a product of all rows with all matrices, and ``einsum`` with
+gathered matrices copies a matrix for every block. The gradient of the matrices is accumulated in place too; in JAX's
+own gradient of such a loop each step would add an array of all matrices that is zero except for one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def grouped_product(x: jax.Array, matrices: jax.Array, group: jax.Array) -> jax.
 
     Args:
       x: (blocks, rows, in).
-      matrices: (groups, in, out), of any dtype; the product is in that of ``x``.
+      matrices: (groups, in, out), of any dtype; the product is in the dtype of ``x``.
       group: int32 (blocks,), the group of each block's rows.
 
     Returns:

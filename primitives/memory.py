@@ -1,11 +1,10 @@
-"""How much memory a program takes, estimated from its jaxpr before anything is compiled.
+"""Memory estimate of a program from its jaxpr, before anything is compiled.
 
-What XLA does is simplified to one rule: a result is an array in memory, from the operation that makes it to the last
-one that needs it, except elementwise results larger than what they are computed from (broadcasts, masks), which are
-fused into what reads them. Results that take the place of arguments take nothing, nor do those in a host's memory. The
-estimate is the greatest sum of arrays that live at one time: for training steps within a factor of two of what the
-compiler says on CPUs, over the families of the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6
-to 1.2).
+XLA is modeled by one rule: a result is an array in memory, from the operation that computes it to the last one that
+needs it, except elementwise results larger than their operands (broadcasts, masks), which are fused into their
+consumers. Results that alias arguments count as 0 bytes, as do arrays in host memory. The estimate is the peak of the
+sum of live arrays: for training steps it is within a factor of two of the compiler's own figure on CPUs, over the
+families of the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6 to 1.2).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _INLINED = _names(
 
 
 class _Buffer:
-    """An array in memory; one of ``size`` 0 is an argument, which exists throughout."""
+    """An array in memory; one of ``size`` 0 is an argument, which is always live."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -48,7 +47,9 @@ _Sources = frozenset[_Buffer]
 
 
 class _Liveness:
-    """The operations of a jaxpr that make arrays, in order: what each reads, makes, and needs besides while it runs."""
+    """The operations of a jaxpr that create arrays, in order: the buffers each reads and creates, and its temporary
+    bytes.
+    """
 
     def __init__(self) -> None:
         self.steps: list[tuple[_Sources, list[_Buffer], int]] = []
@@ -95,7 +96,7 @@ class _Liveness:
         return read(jaxpr.outvars)
 
     def peak(self, results: Iterable[_Sources]) -> int:
-        """The most bytes that live at one time; ``results`` live to the end."""
+        """The maximum number of live bytes; ``results`` live to the end."""
         last = {buffer: number for number, (reads, made, _) in enumerate(self.steps) for buffer in (*reads, *made)}
         last |= {buffer: len(self.steps) for sources in results for buffer in sources}
         live = most = 0
@@ -110,7 +111,7 @@ class _Liveness:
 
 
 def _bytes(aval: Any) -> int:
-    if "HOST" in str(getattr(aval, "memory_space", "")).upper():  # where a policy of rematerialization put it
+    if "HOST" in str(getattr(aval, "memory_space", "")).upper():  # offloaded by a rematerialization policy
         return 0
     dtype = getattr(aval, "dtype", None)
     itemsize = getattr(dtype, "itemsize", 4)
@@ -133,8 +134,9 @@ def _inside(jaxpr: Any) -> Any:
 
 
 def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
-    """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan
-    also has its slices."""
+    """Peak bytes of one run of the body of a loop, branch or shard, besides its operands and results; a scan adds its
+    slices.
+    """
     program = _Liveness()
     outside = sum(operations.scan_sizes(params)) if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
@@ -142,18 +144,20 @@ def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
 
 
 def temporaries(jaxpr: Any) -> int:
-    """Bytes that a program takes besides its arguments, and besides results that take the place of arguments."""
+    """Peak bytes that a program needs besides its arguments and results that alias them; ``jaxpr`` may be closed or
+    open.
+    """
     body = _inside(jaxpr)
     program = _Liveness()
     return program.peak(program.add(body, [frozenset()] * len(body.invars)))
 
 
 def kept(program: Callable[..., Any], parameters: Any, inputs: Any) -> int:
-    """Bytes of the arrays, besides parameters, that the backward pass of ``program(parameters, inputs)`` reads: what
-    the forward pass makes and keeps, and the inputs where they are needed again.
+    """Bytes of the arrays, besides parameters, that the backward pass of ``program(parameters, inputs)`` reads: stored
+    results of the forward pass, and inputs that are needed again.
 
     Args:
-      program: traced abstractly; nothing is computed.
+      program: a function, which is traced abstractly; nothing is computed.
       parameters, inputs: trees of arrays, or of their shapes and types.
     """
     leaves, tree = jax.tree.flatten((parameters, inputs))
@@ -173,5 +177,5 @@ def kept(program: Callable[..., Any], parameters: Any, inputs: Any) -> int:
 
 
 def size(count: int) -> str:
-    """A number of bytes in GiB or MiB."""
+    """Formats a number of bytes in GiB or MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,8 +1,8 @@
 """Counts the operations of a program from its jaxpr, tracing abstractly: nothing is allocated or compiled.
 
-XLA's own cost analysis counts a loop body once and top-k as nothing; this walker multiplies scan bodies
-by their length, takes the most expensive branch of a conditional, counts comparisons of sorts, and refuses
-what it can't count. It counts the program as traced: what XLA would simplify away is still counted.
+XLA's own cost analysis counts a loop body once and top-k as 0; this one multiplies scan bodies by their length, takes
+the most expensive branch of a conditional, counts comparisons of sorts, and raises for primitives that it can't count.
+It counts the program as traced, including operations that XLA would simplify away.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _PRODUCTS = "multiply_adds"
 
 @dataclasses.dataclass(frozen=True)
 class Operations:
-    """What a program does.
+    """Operation counts of a program.
 
     Attributes:
       flops: arithmetic of every kind, a multiply-add as 2, any elementary function as 1.
-      matmul_flops: the part of ``flops`` in matrix products and convolutions (also those that :func:`multiply_adds`
-        declares).
-      comparisons: of sorts (n log2 n) and top-k (n log2 k).
+      matmul_flops: the part of ``flops`` in matrix products and convolutions (including those declared by
+        :func:`multiply_adds`).
+      comparisons: comparisons of sorts (n log2 n) and top-k (n log2 k).
       moved: elements written by copies that are not arithmetic: gather, scatter, slices, transposes.
-      input_bytes: of the arguments.
-      output_bytes: of the results.
+      input_bytes: bytes of the arguments.
+      output_bytes: bytes of the results.
     """
 
     flops: int = 0
@@ -47,7 +47,7 @@ class Operations:
 
     @property
     def total(self) -> int:
-        """Arithmetic, comparisons and moves together: what grows when a program's cost grows."""
+        """Arithmetic, comparisons and moves together, as a single measure of cost."""
         return self.flops + self.comparisons + self.moved
 
     def __add__(self, other: Operations) -> Operations:
@@ -59,7 +59,7 @@ class Operations:
 
 @contextlib.contextmanager
 def trips(count: int) -> Iterator[None]:
-    """Declares how often a ``while`` loop traced inside runs at most: jaxprs do not say.
+    """Declares the maximum number of iterations of a ``while`` loop traced inside, which its jaxpr does not contain.
 
     ``with trips(12): lax.while_loop(...)``. Not needed for ``fori_loop`` with Python bounds, which is a scan.
     """
@@ -68,19 +68,19 @@ def trips(count: int) -> Iterator[None]:
 
 
 def multiply_adds() -> contextlib.AbstractContextManager[None]:
-    """Declares that the arithmetic traced inside is a convolution, written as shifted additions say: it counts as
-    ``matmul_flops``.
+    """Declares that the arithmetic traced inside is a convolution, for example one written as shifted additions: it
+    counts as ``matmul_flops``.
     """
     return jax.named_scope(_PRODUCTS)
 
 
 def count_by(primitive: str, program: Callable[..., Any]) -> None:
-    """Declares that a primitive is computed by ``program(*operands, **params)``, and counts as that does."""
+    """Declares that a primitive computes ``program(*operands, **params)`` and is counted like it."""
     _COMPUTED[primitive] = program
 
 
 def computed(equation: Any) -> Any:
-    """The program, as a closed jaxpr, of a primitive that :func:`count_by` declares; None of any other."""
+    """The program, as a closed jaxpr, of a primitive declared by :func:`count_by`; None for any other."""
     if (program := _COMPUTED.get(equation.primitive.name)) is None:
         return None
     operands = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
@@ -107,11 +107,11 @@ def exponent(program: Callable[[int], tuple[Any, ...]], lengths: Sequence[int] =
     """The growth exponent of a program's operations in length, by least squares on logarithms.
 
     Args:
-      program: gives, for a length, ``(fn, *abstract_args)`` as :func:`count` takes them.
-      lengths: at least two different ones. Of three in equal steps the middle one has no weight.
+      program: maps a length to ``(fn, *abstract_args)``, the arguments of :func:`count`.
+      lengths: at least two different ones. Of three with equal ratios the middle one has no weight.
 
     Raises:
-      ValueError: fewer than two lengths, or as :func:`count`.
+      ValueError: fewer than two different lengths, or for the reasons of :func:`count`.
     """
     if len(set(lengths)) < 2:
         raise ValueError(f"an exponent needs at least two different lengths, got {tuple(lengths)}")
@@ -124,7 +124,7 @@ def _size(variable: Any) -> int:
 
 
 def _bytes(aval: Any) -> int:
-    itemsize = getattr(aval.dtype, "itemsize", 0)  # key arrays and tokens: nothing
+    itemsize = getattr(aval.dtype, "itemsize", 0)  # 0 for key arrays and tokens
     return math.prod(getattr(aval, "shape", ())) * itemsize
 
 
@@ -224,8 +224,8 @@ def _cholesky(equation: Any) -> Operations:
 
 
 def scan_sizes(params: Any) -> tuple[int, int]:
-    """How many operands of a ``scan`` are the same at every step, and how many are carried; ``params`` is its
-    equation's. JAX 0.12 states them otherwise than 0.10.
+    """The numbers of constant and of carried operands of a ``scan``, from the ``params`` of its equation, whose form
+    differs between JAX 0.10 and 0.12.
     """
     if "ft_in" in params:
         constants, carry, _ = params["ft_in"].unpack()
@@ -245,7 +245,7 @@ def _while(equation: Any) -> Operations:
     declared = re.findall(rf"{_TRIPS}(\d+)", str(equation.source_info.name_stack))
     if not declared:
         raise ValueError(
-            "operations: a while loop does not say how often it runs; use a scan, or trace it inside "
+            "operations: a while loop has no known number of iterations; use a scan, or trace it inside "
             "`operations.trips(count)`"
         )
     times = int(declared[-1])

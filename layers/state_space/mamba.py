@@ -4,11 +4,11 @@ and 3.5.
 u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
 h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
 
-Without the state space y = W_out (D u * silu(z)): the gated convolution that MambaOut (Yu and Wang, arXiv:2405.07992)
-sets beside it. Jamba (Lieber et al., 2024, arXiv:2403.19887) norms dt, B and C before they are used, ``inner_norm``.
+Without the state space y = W_out (D u * silu(z)), the gated convolution that MambaOut (Yu and Wang, arXiv:2405.07992)
+compares with. Jamba (Lieber et al., 2024, arXiv:2403.19887) normalizes dt, B and C: ``inner_norm``.
 
-And Longhorn: State Space Models are Amortized Online Learners (Liu et al., 2024, arXiv:2407.14207), section 3, whose
-state solves a regression from B to u, one token after the other; of the exact transition it keeps the diagonal.
+Longhorn: State Space Models are Amortized Online Learners (Liu et al., 2024, arXiv:2407.14207), section 3: its state
+solves an online regression from B to u; the exact transition is approximated by its diagonal.
 
 s = sigmoid(W_dt dt_t + b_dt);  e = s / (1 + s |B_t|^2)        h_t = (1 - e B_t^2) h_{t-1} + e u_t B_t
 """
@@ -51,9 +51,9 @@ class SelectiveState:
     """The state of a selective state space.
 
     Attributes:
-      convolution: the tokens that the convolution still sees, and the document that they are of.
-      hidden: the state space's own: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim)
-        in :class:`Mamba2`.
+      convolution: the last inputs of the convolution, and their document.
+      hidden: the hidden state: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim) in
+        :class:`Mamba2`.
     """
 
     convolution: ConvolutionState
@@ -61,12 +61,12 @@ class SelectiveState:
 
     @property
     def segment(self) -> jax.Array:
-        """(batch,) int32, the document that it is of."""
+        """(batch,) int32, the id of the current document."""
         return self.convolution.segment
 
 
 class SelectiveOptions(LayerOptions, total=False):
-    """Options of :class:`Mamba` that every selective state space has: subclasses hand them on."""
+    """Options of :class:`Mamba` that all its subclasses take and pass on."""
 
     state_dim: int
     expand: int
@@ -78,7 +78,7 @@ class SelectiveOptions(LayerOptions, total=False):
 
 
 class MambaOptions(SelectiveOptions, total=False):
-    """Those that one with the transition of Mamba has."""
+    """Options of subclasses that use the transition of Mamba."""
 
     initialization: Initialization
     step_range: StepRange
@@ -86,11 +86,11 @@ class MambaOptions(SelectiveOptions, total=False):
 
 @register_mixer("mamba")
 class Mamba(Recurrent):
-    """The selective state space with its convolution and gate.
+    """The selective state space model, with its convolution and gate.
 
     Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``,
-    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``; without a state none of those for it; with
-    ``inner_norm``, ``step_norm``, ``b_norm`` and ``c_norm``.
+    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``; with ``state_dim=0`` only ``in_proj``, ``conv``,
+    ``D`` and ``out_proj``; with ``inner_norm`` also ``step_norm``, ``b_norm`` and ``c_norm``.
     """
 
     paper = (194,)
@@ -117,16 +117,17 @@ class Mamba(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          state_dim: numbers remembered for each channel (N); 0 leaves the state space out.
+          state_dim: state size of each channel (N); 0 leaves the state space out.
           expand: channels / features.
-          conv_size: tokens that the convolution sees.
-          step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
+          conv_size: kernel size of the convolution.
+          step_rank: rank of the map from a token to its step sizes (R); default features / 16, rounded up.
           initialization: "mimetic" starts as a linear attention without decay
             (:mod:`layers.state_space.initialization`).
-          step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
-          depth: blocks of the model; the output starts smaller by its square root.
-          use_bias, conv_bias: of the input and output projections, and of the convolution.
-          inner_norm, norm_epsilon: an RMS norm of each of dt, B and C, and its epsilon.
+          step_range: initial steps are log-uniform in this range, unless mimetic; a state decays over about 1 / step
+            tokens.
+          depth: number of blocks of the model; the initial output projection is divided by its square root.
+          use_bias, conv_bias: biases of the input and output projections, and of the convolution.
+          inner_norm, norm_epsilon: RMS norms of dt, B and C, and their epsilon.
 
         Raises:
           ValueError: an unknown initialization.
@@ -210,9 +211,9 @@ class Mamba(Recurrent):
 
 @register_mixer("longhorn")
 class Longhorn(Mamba):
-    """The state space whose step is that of an online regression, with the convolution and gate of Mamba.
+    """A state space model with the update of an online regression, and the convolution and gate of Mamba.
 
-    Parameters: those of Mamba without ``A_log``: what a token forgets is what it writes over.
+    Parameters: those of Mamba without ``A_log``, as the decay follows from what a token writes.
     """
 
     paper = (125,)
@@ -220,7 +221,7 @@ class Longhorn(Mamba):
     transition = "implicit"
 
     def __init__(self, features: int, **options: Unpack[SelectiveOptions]):
-        """Args: as :class:`Mamba`."""
+        """Args: as in :class:`Mamba`."""
         super().__init__(features, **options)
         reach = self.step_rank**-0.5
         self.dt_bias = parameter(Uniform(-reach, reach), (self.channels,), options)

@@ -1,10 +1,10 @@
 """Mamba-2: Transformers are SSMs (Dao and Gu, 2024, arXiv:2405.21060), section 7 and figure 6.
 
-    z, u, B, C, dt = split(W_in x);  u, B, C = silu(conv(u, B, C));  dt = softplus(dt + b)        dt: one a head
+    z, u, B, C, dt = split(W_in x);  u, B, C = silu(conv(u, B, C));  dt = softplus(dt + b)        one dt per head
     S_t = exp(A dt_t) S_{t-1} + B_t (dt_t u_t)^T        y = W_out RMSNorm((C_t S_t + D u_t) * silu(z))
 
-A is one number a head: state space duality makes this a linear attention with queries C, keys B, values
-dt u and the log decay A dt, which runs chunk by chunk in matrix products.
+A is one number per head. By state space duality this is linear attention with queries C, keys B, values dt u and log
+decay A dt, which is computed chunk by chunk with matrix products.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ from primitives.exponential import silu, softplus
 
 
 def channels_and_heads(features: int, expand: int, head_dim: int | None, groups: int) -> tuple[int, int]:
-    """Channels and heads, by default of the greatest divisor of the channels up to 64.
+    """The numbers of channels and heads; ``head_dim`` defaults to the greatest divisor of the channels up to 64.
 
-    Raises ValueError for channels that heads, or heads that groups, do not divide.
+    Raises:
+      ValueError: channels not divisible by ``head_dim``, or heads not divisible by ``groups``.
     """
     channels = expand * features
     head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
@@ -57,7 +58,7 @@ def channels_and_heads(features: int, expand: int, head_dim: int | None, groups:
 
 @register_mixer("mamba2")
 class Mamba2(Recurrent):
-    """The selective state space with one decay a head, its convolution, gate and norm.
+    """The selective state space model with one decay per head, its convolution, gate and norm.
 
     Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D``
     (heads,), ``norm``, ``out_proj``.
@@ -83,20 +84,22 @@ class Mamba2(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          state_dim: rows of a head's state (N), the size of B and C.
+          state_dim: number of rows of a head's state (N), the size of B and C.
           expand: channels / features.
           head_dim: channels of a head (P); default the greatest divisor of the channels up to 64.
-          groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's
-            channels.
-          conv_size: tokens that the convolution sees.
+          groups: number of sets of B and C; each is shared by channels / head_dim / groups heads, and the norm is over
+            each group's channels.
+          conv_size: kernel size of the convolution.
           initialization: "mimetic" starts as a linear attention without decay
             (:mod:`layers.state_space.initialization`).
-          step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
-          depth: blocks of the model; the output starts smaller by its square root.
-          use_bias, conv_bias: of the input and output projections, and of the convolution.
+          step_range: initial steps are log-uniform in this range, unless mimetic; a state decays over about 1 / step
+            tokens.
+          depth: number of blocks of the model; the initial output projection is divided by its square root.
+          use_bias, conv_bias: biases of the input and output projections, and of the convolution.
 
         Raises:
-          ValueError: an unknown initialization, or channels that heads, or heads that groups, do not divide.
+          ValueError: an unknown initialization, channels not divisible by ``head_dim``, or heads not divisible by
+            ``groups``.
         """
         check_initialization(initialization)
         channels, self.heads = channels_and_heads(features, expand, head_dim, groups)

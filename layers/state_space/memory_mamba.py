@@ -1,29 +1,30 @@
 """MemMamba: Rethinking Memory Patterns in State Space Model (Wang et al., 2025, arXiv:2510.03279), section 4.
 
-A state space that takes notes, and looks back at those of its own and of the layers below:
+A state space model that stores notes, and attends to its own notes and to those of the layers below:
 
     if I_token(x_t) > tau_1      S_t = Insert(S_{t-1}, N(x_t))                 a pool of the last k notes (equation 5)
     if I_state(z_{t-1}) > tau_2  c_t = Attention(x_t, S_{t-1}), else 0         in every layer              (6 and 10)
     if l mod p = 0               d_t = Attention(x_t, notes of the last g layers), else 0                  (7 and 11)
     y = Mamba(x + F(c) + F'(d))                                                                                  (12)
 
-    N: a note is W_n x, of 64 numbers, and the largest of each over a window of w tokens (equations 26 and 40)
-    Attention: softmax((W_q x) (W_s s)^T / 8) W_v s, of one head
-    F: x + a c with a learned number a for a layer, the best of table 4; a = 0.8 at the start, as in section A.3.5
+    N: a note is W_n x, of 64 numbers, max-pooled over a window of w tokens (equations 26 and 40)
+    Attention: softmax((W_q x) (W_s s)^T / 8) W_v s, with one head
+    F: x + a c with a learned scalar a for each layer, the best of table 4; initially a = 0.8, as in section A.3.5
 
-The paper gives k = 50 and 64 numbers, and neither code nor much else. Our choices:
+The paper gives k = 50 and a note size of 64, but no code and few other details. Our choices:
 
-- I is sigmoid(w x + b), and tau is 0.5. Above it a gate is open, as the paper has it, and its gradient is that of the
-  sigmoid (straight through).
-- z_{t-1} is what the layer below made of the token before (as in section A.2.2), not the state h_{t-1}: what a token
-  finds would depend on the state, and the state on it, so that no two tokens could be read at once.
-- A window leaves a note of those tokens in it that are worth one, at its end, and none without any: w = 1 is equation
-  5. Windows are counted from the start of a document.
-- Notes leave the pool in the order of writing. The paper names replacement by priority too; that is not here.
-- Of a layer below, a token is given what it found in that layer's pool, before the gate: a mean of notes, (64,). So the
-  layers hand on g summaries of each token, and no pools.
-- "gated" multiplies c by a sigmoid of x, "product" by x, "residual" by nothing; the paper gives no formulas. Its fifth
-  way, a convolution, is not here.
+- I is sigmoid(w x + b), and tau is 0.5. A gate is open above tau, as in the paper, and its gradient is that of the
+  sigmoid (straight-through).
+- z_{t-1} is the output of the layer below for the previous token (as in section A.2.2), not the state h_{t-1}. With
+  h_{t-1}, the recalled notes would depend on the state and the state on them, so tokens could not be processed in
+  parallel.
+- A window stores one note at its end, pooled over its tokens whose gate is open, and none if no gate is open: w = 1 is
+  equation 5. Windows are counted from the start of a document.
+- The pool is first in, first out. The paper also mentions replacement by priority, which is not implemented.
+- From a layer below, a token gets what it recalled from that layer's pool, before the gate: a mean of notes, (64,). So
+  layers pass on g summaries of each token, but no pools.
+- "gated" multiplies c by a sigmoid of x, "product" by x, "residual" adds c unchanged; the paper gives no formulas. Its
+  fifth variant, a convolution, is not implemented.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class MemoryState(SelectiveState):
     """The state of MemMamba.
 
     Attributes:
-      before: the token before the next.
-      notes: the pool.
+      before: the last token read.
+      notes: the pool of notes.
     """
 
     before: ConvolutionState
@@ -63,11 +64,11 @@ class MemoryState(SelectiveState):
 
 @struct.dataclass
 class Summaries:
-    """What the layers below have found for each token, the latest last.
+    """What each token recalled in the layers below, the latest layer last.
 
     Attributes:
       found: (batch, length, g, size), at least float32.
-      known: bool (batch, length, g), whether there was anything to find.
+      known: bool (batch, length, g), whether there were any notes.
     """
 
     found: jax.Array
@@ -75,18 +76,18 @@ class Summaries:
 
     @classmethod
     def none(cls, batch: int, length: int, layers: int, size: int, dtype: Any = jnp.float32) -> Summaries:
-        """What is handed to the first layer."""
+        """The input of the first layer: no summaries."""
         shape = (batch, length, layers)
         return cls(jnp.zeros((*shape, size), dtype), jnp.zeros(shape, bool))
 
     def and_of(self, found: jax.Array, known: jax.Array) -> Summaries:
-        """With those of another layer, in place of the oldest."""
+        """A copy with the summaries of another layer in place of the oldest."""
         found = jnp.concatenate([self.found[:, :, 1:], found.astype(self.found.dtype)[:, :, None]], axis=2)
         return Summaries(found, jnp.concatenate([self.known[:, :, 1:], known[..., None]], axis=2))
 
 
 class Gate(Module):
-    """1 where sigmoid(w x + b) is above a threshold, else 0, with the gradient of the sigmoid.
+    """1 if sigmoid(w x + b) is above a threshold, else 0, with the gradient of the sigmoid.
 
     Parameters: ``score`` (linear).
     """
@@ -102,14 +103,14 @@ class Gate(Module):
 
 
 class Fused(Module):
-    """F: how what was found joins the tokens.
+    """F: fuses recalled notes with the tokens.
 
-    Parameters: ``value`` (linear, no bias), W_v; ``weight`` (), a, where weighted; ``gate`` (linear), where gated.
+    Parameters: ``value`` (linear, no bias), W_v; ``weight`` (), a, if "weighted"; ``gate`` (linear), if "gated".
     """
 
     def __init__(self, features: int, size: int, fusion: Fusion, **made: Any):
         """Args:
-          size: numbers of a note.
+          size: size of a note.
 
         Raises:
           ValueError: an unknown fusion.
@@ -122,8 +123,8 @@ class Fused(Module):
         self.gate = Linear(features, 1, **made) if fusion == "gated" else None
 
     def __call__(self, x: jax.Array, found: jax.Array, is_open: jax.Array | None = None) -> jax.Array:
-        """What is added to ``x`` (batch, length, features) of ``found`` (batch, length, size); nothing where
-        ``is_open`` (batch, length, 1) is 0.
+        """The term to add to ``x`` (batch, length, features) for ``found`` (batch, length, size); 0 where ``is_open``
+        (batch, length, 1) is 0.
         """
         c = self.value(found if is_open is None else found * is_open.astype(found.dtype)).astype(x.dtype)
         if self.weight is not None:
@@ -135,11 +136,11 @@ class Fused(Module):
 
 @register_mixer("memory_mamba")
 class MemoryMamba(Mamba):
-    """Mamba whose input is joined by what was found in notes of the past, in constant memory.
+    """Mamba whose input includes recalled notes of earlier tokens, with a state of constant size.
 
     Parameters: those of :class:`Mamba`; ``note``, ``query`` and ``key`` (linear, no biases), ``note_gate.score`` and
-    ``recall_gate.score`` (linear), ``fused``; where it looks at the layers below ``layer_query`` and ``layer_key``
-    (linear, no biases) and ``layer_fused``.
+    ``recall_gate.score`` (linear), ``fused``; in layers that attend to those below also ``layer_query`` and
+    ``layer_key`` (linear, no biases) and ``layer_fused``.
     """
 
     paper = (174,)
@@ -161,19 +162,21 @@ class MemoryMamba(Mamba):
         **options: Unpack[MambaOptions],
     ):
         """Args:
-          notes: k, notes of the pool; without any it is Mamba.
-          note_dim: numbers of a note.
-          window: w, tokens that leave one note.
+          notes: k, capacity of the pool; with 0 it is Mamba.
+          note_dim: size of a note.
+          window: w, number of tokens that are pooled to one note.
           note_threshold: tau_1: with 0 every token is noted, with 1 none.
-          recall_threshold: tau_2: with 0 every token looks back, with 1 none.
-          fusion: F.
-          layers: g, layers below whose summaries it gets; 0 for none. The model hands on :class:`Summaries` for them.
-          every: p: each p-th layer, counted from 1, looks at those below.
-          index: of the block.
-          options: of :class:`Mamba`.
+          recall_threshold: tau_2: with 0 every token recalls notes, with 1 none.
+          fusion: the form of F.
+          layers: g, number of layers below whose summaries it gets; 0 for none. The model must pass on
+            :class:`Summaries`.
+          every: p: every p-th layer, counted from 1, attends to the layers below.
+          index: index of the block.
+          options: options of :class:`Mamba`.
 
         Raises:
-          ValueError: fewer than no notes or layers, an empty window or note, or an unknown fusion or initialization.
+          ValueError: negative ``notes`` or ``layers``, ``note_dim``, ``window`` or ``every`` below 1, or an unknown
+            fusion or initialization.
         """
         if min(notes, layers) < 0 or min(note_dim, window, every) < 1:
             raise ValueError(
@@ -220,7 +223,7 @@ class MemoryMamba(Mamba):
     def _read(
         self, x: jax.Array, tokens: Tokens, state: MemoryState | None, below: Summaries | None = None
     ) -> tuple[jax.Array, MemoryState | None, Summaries | None]:
-        """The output, the new state, and what is handed on."""
+        """The output, the new state, and the summaries to pass on."""
         if self.shares and below is None:
             raise ValueError("MemoryMamba with layers= reads what blocks hand on: give its layers.Stack shared=")
         worth = self.note_gate(x)
@@ -245,7 +248,9 @@ class MemoryMamba(Mamba):
         return y, MemoryState(own.convolution, own.hidden, seen, notes), below
 
     def _from_layers(self, x: jax.Array, below: Summaries) -> jax.Array:
-        """What each token finds in the summaries of the layers below: (batch, length, size); zeros where none are."""
+        """Attention of each token over the summaries of the layers below: (batch, length, size); zeros where there are
+        none.
+        """
         assert self.layer_query is not None
         assert self.layer_key is not None
         query, key = self.layer_query(x), self.layer_key(below.found.astype(x.dtype))

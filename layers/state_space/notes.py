@@ -1,11 +1,11 @@
-"""The notes of MemMamba (:mod:`layers.state_space.memory_mamba`): a pool of the last k summaries of what was read.
+"""The notes of MemMamba (:mod:`layers.state_space.memory_mamba`): a pool of the last k summaries of earlier tokens.
 
-A document is read in windows of w tokens, counted from its start. A window of which at least one token is worth a note
-leaves one at its end: the largest of each number among what such tokens say. With w = 1 each of them leaves a note. A
-token reads the last k notes of its document that were left before it.
+A document is split into windows of w tokens, counted from its start. A window with at least one noted token stores a
+note at its end: the element-wise maximum over its noted tokens. With w = 1 each noted token stores a note. A token
+reads the last k notes of its document that were stored before it.
 
-Whole sequences are read without a pool for each token: notes are put in the order of writing, so that what a token
-reads is a window in that order, and a block of tokens reads few more than k of them.
+Whole sequences need no separate pool for each token: notes are kept in the order of writing, where a token reads a
+contiguous window, and a block of tokens reads only a few more than k notes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pallas_kernels import attention
 from primitives import sequence
 
 BLOCK = 64
-"""Tokens that read together, where the pool holds fewer notes."""
+"""Minimum number of tokens of a block that reads together; the capacity of the pool if that is larger."""
 
 
 @struct.dataclass
 class Notes:
-    """What is kept of each row's current document.
+    """The notes of each row's current document.
 
     Attributes:
-      summaries: (batch, k, size), at least float32, the latest note last; what is before the first is not read.
-      held: (batch,) int32, how many of them there are.
-      pending: (batch, size), the note of the unfinished window so far; -inf where there is none.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
+      summaries: (batch, k, size), at least float32, the latest note last; only the last ``held`` entries are read.
+      held: (batch,) int32, number of notes.
+      pending: (batch, size), the note of the unfinished window so far; -inf if there is none.
+      length: (batch,) int32, number of tokens read of the document.
+      segment: (batch,) int32, id of the document.
     """
 
     summaries: jax.Array
@@ -45,18 +45,18 @@ class Notes:
 
     @classmethod
     def none(cls, batch: int, capacity: int, size: int, dtype: Any) -> Notes:
-        """No notes of documents of which nothing was read."""
+        """The state before the first token: no notes."""
         held, length, segment = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
         pending = jnp.full((batch, size), -jnp.inf, dtype)
         return cls(jnp.zeros((batch, capacity, size), dtype), held, pending, length, segment)
 
 
 class Read(NamedTuple):
-    """Notes in the order of writing, and which of them each token reads.
+    """Notes in the order of writing, and the range of them that each token reads.
 
     Attributes:
-      summaries: (batch, k + new, size), those kept and then the new ones.
-      first, end: int32 (batch, length), the place of the first that a token reads, and the one after the last.
+      summaries: (batch, k + new, size), the old notes, then the new ones.
+      first, end: int32 (batch, length), index of the first note that a token reads, and one past the last.
     """
 
     summaries: jax.Array
@@ -65,12 +65,17 @@ class Read(NamedTuple):
 
 
 def write(said: jax.Array, worth: jax.Array, notes: Notes, tokens: Tokens, window: int) -> tuple[Read, Notes]:
-    """Takes notes of tokens that are read after those of ``notes``.
+    """Stores notes of the tokens that follow those of ``notes``.
 
     Args:
-      said: (batch, length, size), what a note says of each token.
-      worth: bool (batch, length), whether it is noted.
+      said: (batch, length, size), the note of each token.
+      worth: bool (batch, length), whether the token is noted.
+      notes: the notes of the earlier tokens.
+      tokens: what is known of the tokens.
       window: w.
+
+    Returns:
+      What each token reads, and the new notes.
     """
     batch, length = worth.shape
     capacity = notes.summaries.shape[1]
@@ -108,22 +113,23 @@ def write(said: jax.Array, worth: jax.Array, notes: Notes, tokens: Tokens, windo
 
 
 def _largest(said: jax.Array, pending: jax.Array, window: int) -> jax.Array:
-    """The largest among each token's ``window`` last ones; ``pending`` are those before the first."""
+    """The maximum over the last ``window`` tokens of each token; ``pending`` is the maximum before the first token."""
     if window == 1:
         return said
     earlier = jnp.full((*said.shape[:1], window - 2, said.shape[2]), -jnp.inf, said.dtype)
     said = jnp.concatenate([earlier, pending[:, None], said], axis=1)
-    least = np.array(-np.inf, said.dtype)  # of NumPy: JAX knows its gradient where it sees the number
+    least = np.array(-np.inf, said.dtype)  # NumPy: JAX differentiates reduce_window only with a concrete value
     found: jax.Array = jax.lax.reduce_window(said, least, jax.lax.max, (1, window, 1), (1, 1, 1), "VALID")
     return found
 
 
 def read(query: jax.Array, key: jax.Array, found: Read, capacity: int, window: int) -> jax.Array:
-    """softmax(q K^T / sqrt(size)) S over each token's notes; zeros where it has none.
+    """softmax(q K^T / sqrt(size)) S over each token's notes; zeros if it has none.
 
     Args:
       query: (batch, length, size).
-      key: (batch, k + new, size), of the notes.
+      key: (batch, k + new, size), keys of the notes.
+      found: the notes, and the range that each token reads.
       capacity, window: k and w.
 
     Returns:
@@ -135,7 +141,7 @@ def read(query: jax.Array, key: jax.Array, found: Read, capacity: int, window: i
     cut = ((0, 0), (0, count * block - length))
     query = jnp.pad(query, (*cut, (0, 0))).reshape(batch * count, block, 1, size)
     first, end = (jnp.pad(a, cut, mode="edge").reshape(batch, count, block, 1) for a in (found.first, found.end))
-    # Windows end at least w tokens apart: so many notes are between those that the first and the last of a block read.
+    # Notes are stored at least w tokens apart, which bounds the number of notes that a block reads.
     place = end[:, :, :1] - capacity + jnp.arange(capacity + -(-block // window))
     inside = jnp.minimum(place, key.shape[1] - 1).reshape(batch, -1, 1)
     keys, values = (

@@ -25,12 +25,12 @@ from layers.tokens import Tokens
 from primitives.exponential import softplus
 
 SHARPNESS = 8.0
-"""What a recurrence gate's logarithm is multiplied by (c)."""
+"""c, the factor of the log decay."""
 
 RATES = Transformed("inverse_softplus_rate", Uniform(0.9**2, 0.999**2))
-"""L such that exp(-2 softplus(L)) starts uniform: a channel keeps 0.9 to 0.999 of its state where 8 r = 1."""
+"""Initial L: exp(-2 softplus(L)) is uniform, and a channel keeps 0.9 to 0.999 of its state per token if 8 r = 1."""
 
-# Below it the slope of the square root would be above 1000, and infinite at 0.
+# Below it the derivative of the square root would exceed 1000, and be infinite at 0.
 LEAST_WRITTEN = 1 / (4 * 1000**2)
 
 
@@ -39,7 +39,7 @@ class GriffinState(RecurrentState):
     """The state of an RG-LRU.
 
     Attributes:
-      begun: (batch,) bool, whether the row has had a token.
+      begun: (batch,) bool, whether any token of the row has been read.
     """
 
     begun: jax.Array
@@ -47,10 +47,10 @@ class GriffinState(RecurrentState):
 
 @register_mixer("rg_lru")
 class RGLRU(Recurrent):
-    """A memory of one number a channel that keeps its size, read through a gate; gates come from heads of channels.
+    """The real-gated linear recurrent unit: one state value per channel, with input and recurrence gates for each head.
 
     Parameters: ``input``, ``gate``, ``out_proj`` (linear, with biases), ``conv``, ``input_gate``, ``recurrence_gate``
-    (linear, each head by itself), ``rates`` (channels,).
+    (block-diagonal linear, one block per head), ``rates`` (channels,).
     """
 
     undecayed = ("rates",)
@@ -72,12 +72,12 @@ class RGLRU(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: groups of channels whose gates see that group alone.
-          channels: of the memory; as many as features by default.
-          conv_size: tokens that the convolution sees.
+          num_heads: number of groups of channels; the gates of a group depend on its channels only.
+          channels: channels of the state; the default is ``features``.
+          conv_size: kernel size of the convolution.
 
         Raises:
-          ValueError: heads that do not divide the channels.
+          ValueError: the number of heads does not divide the channels.
         """
         self.channels = channels = channels or features
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

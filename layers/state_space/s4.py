@@ -1,18 +1,18 @@
 """S4: Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., ICLR 2022, arXiv:2111.00396).
 
-Every feature is read by its own linear system whose matrix is diagonal plus low rank, as HiPPO-LegS is:
+Every feature is the input of its own linear system, whose matrix is diagonal plus low rank, like HiPPO-LegS:
 
     h_t = A' h_{t-1} + B' u_t      y_t = 2 Re(C h_t) + D u_t = (K * u)_t + D u_t      K_l = 2 Re(C A'^l B')
     A = diag(Lambda) - P P^*       A' = (2 / dt - A)^-1 (2 / dt + A)       B' = 2 (2 / dt - A)^-1 B       (bilinear)
 
-Of the N numbers of a state one of each conjugate pair is kept. P P^* mixes a number with the conjugates of the others,
-so the system is linear in real and imaginary parts, not in complex numbers. The inverse is that of a diagonal matrix
-and a correction of rank 1 (Woodbury's identity): a step costs N, and no matrix.
+Of the N numbers of a state one of each conjugate pair is stored. P P^* mixes a number with the conjugates of the
+others, so the system is linear over the reals, not over the complex numbers. The inverse is that of a diagonal matrix
+with a rank-1 correction (Woodbury identity): a step costs O(N), without a matrix product.
 
-The kernel of length L is made of about sqrt(L) columns A'^b B' and as many rows C A'^a, both by doubling: log2(L)
-squares of A'. The paper's way, a transform of the generating function at roots of unity, needs C (I - A'^L) as
-parameter in place of C, which is bound to one length; the authors' files hold that. The rest is as in S4D
-(:mod:`layers.state_space.s4d`).
+The kernel of length L is the product of about sqrt(L) columns A'^b B' and as many rows C A'^a, both computed by
+doubling, with log2(L) squarings of A'. The paper's method, an FFT of the generating function at roots of unity, needs
+the parameter C (I - A'^L) instead of C, which is tied to one length; the authors' checkpoints hold that. The rest is as
+in S4D (:mod:`layers.state_space.s4d`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from layers.initializers import constant
 from layers.mixer import register_mixer
 from layers.state_space.s4d import S4D, S4DState
 
-_product = functools.partial(jnp.einsum, precision="highest")  # powers of a matrix: their errors multiply
+_product = functools.partial(jnp.einsum, precision="highest")  # errors of matrix powers are amplified
 
 
 def low_rank(state_dim: int) -> np.ndarray:
     """P of HiPPO-LegS in the basis of Lambda, float64 (state_dim / 2,), in the order of ``poles("legs", state_dim)``.
 
-    A vector of that basis may be turned by any angle: by the one that makes its P a positive number. B is sqrt(2) P.
+    The phase of each basis vector is free and chosen such that P is positive. B is sqrt(2) P.
     """
     root = np.sqrt(np.arange(state_dim) + 0.5)
     skew = np.triu(np.outer(root, root), 1)
@@ -45,7 +45,7 @@ def low_rank(state_dim: int) -> np.ndarray:
 
 @struct.dataclass
 class S4State(S4DState):
-    """hidden: (batch, features, N / 2), complex: the state of every feature's system."""
+    """The state: ``hidden``, complex (batch, features, N / 2), the state of each feature's system."""
 
 
 class System(NamedTuple):
@@ -53,7 +53,7 @@ class System(NamedTuple):
 
     Attributes:
       ahead, back: 2 / dt + Lambda and 1 / (2 / dt - Lambda), complex (features, modes).
-      low, solved: P, and P back.
+      low, solved: P, and P multiplied by ``back``.
       share: 1 / (1 / 2 + Re(P^* solved)), (features,).
       entering: 2 B.
       output: C, complex (directions, features, modes).
@@ -79,15 +79,15 @@ class System(NamedTuple):
 
 
 def _real(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Real parts, then imaginary ones, along ``axis``."""
+    """Real and imaginary parts, concatenated along ``axis``."""
     return jnp.concatenate([x.real, x.imag], axis=axis)
 
 
 @register_mixer("s4")
 class S4(S4D):
-    """The state space of diagonal plus low rank, GELU, and a linear layer with GLU.
+    """The diagonal-plus-low-rank state space model, GELU, and a linear layer with GLU.
 
-    Whole sequences are convolved by FFT; tokens after others are read one by one.
+    Whole sequences are convolved by FFT; tokens that continue a state are processed one by one.
 
     Parameters: those of :class:`S4D`; ``P`` and ``B`` (features, modes, 2: real and imaginary part).
     """
@@ -109,12 +109,12 @@ class S4(S4D):
     ):
         """Args:
           state_dim: N, even.
-          step_range: the features' steps start log-uniform in it.
-          dropout: before the output layer.
+          step_range: the initial steps of the features are log-uniform in this range.
+          dropout: dropout rate before the output layer.
+          causal: whether only earlier tokens are seen; otherwise a second kernel sees the later ones.
 
         Raises:
-          ValueError: an odd state_dim.
-        """
+          ValueError: ``state_dim`` is odd or below 2."""
         super().__init__(
             features,
             state_dim=state_dim,
@@ -153,7 +153,7 @@ class S4(S4D):
         return System(rate + poles, back, low, solved, share, 2 * joined(self.B[...]), joined(self.C[...]))
 
     def kernel(self, length: int) -> jax.Array:
-        """K (directions, features, length)."""
+        """The convolution kernel K, (directions, features, length)."""
         system = self.discrete()
         wide = system.share.dtype
         unit = jnp.eye(self.modes, dtype=wide)
@@ -174,7 +174,7 @@ class S4(S4D):
         return S4State(super().init_state(batch_size, max_length, dtype).hidden)
 
     def _after(self, u: jax.Array, mask: jax.Array | None, state: S4DState) -> tuple[jax.Array, S4State]:
-        """Token by token."""
+        """Runs the recurrence, one token at a time."""
         system = self.discrete()
         (output,) = system.output
 

@@ -1,12 +1,12 @@
 """S4D: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022, arXiv:2206.11893).
 
-Every feature is read by its own linear system with a diagonal matrix A of N / 2 conjugate pairs:
+Every feature is the input of its own linear system with a diagonal matrix A of N / 2 conjugate pairs:
 
     h_t = A' h_{t-1} + B' u_t      y_t = 2 Re(C h_t) + D u_t = (K * u)_t + D u_t      K_l = 2 Re sum_n C_n B'_n A'_n^l
 
-with A', B' from A, B = 1 and the feature's step by zero-order hold, A' = exp(step A), B' = (A' - 1) / A, or
-bilinearly, A' = (1 + step A / 2) / (1 - step A / 2), B' = step / (1 - step A / 2). The output goes through
-GELU and a linear layer with a GLU, which is all the channel mixing the paper's blocks have.
+with A', B' from A, B = 1 and the feature's step by zero-order hold, A' = exp(step A), B' = (A' - 1) / A, or bilinearly,
+A' = (1 + step A / 2) / (1 - step A / 2), B' = step / (1 - step A / 2). The output goes through GELU and a linear layer
+with a GLU, the only channel mixing in the paper's blocks.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def discretize(poles: jax.Array, step: jax.Array, rule: Discretization) -> tuple
 
 
 def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), which together reach
-    ``length`` powers.
+    """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), with size * count >=
+    ``length``.
 
-    A power is one of each: so few exponentials are taken that what is left are matrix products.
+    Every power is a product of one of each, so only about 2 sqrt(length) exponentials per mode are computed.
     """
     size = math.isqrt(length - 1) + 1
     fine = jnp.exp(log_decay[..., None] * jnp.arange(size))
@@ -72,8 +72,8 @@ def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
 
 
 def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array:
-    """sum_n w_n A'_n^l for l < length (twice its real part, if complex): weights (..., features, modes) to (...,
-    features, length).
+    """The kernel sum_n w_n A'_n^l for l < length (twice its real part, if complex): maps weights (..., features, modes)
+    to (..., features, length).
     """
     fine, coarse = _powers(log_decay, length)
     weighted = weights[..., None] * coarse
@@ -85,7 +85,7 @@ def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array
 
 
 def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
-    """sum_r A'^r u_r: inputs (batch, features, length), the latest first, to a state (batch, features, modes)."""
+    """sum_r A'^r u_r: maps inputs (batch, features, length), the latest first, to a state (batch, features, modes)."""
     fine, coarse = _powers(log_decay, u.shape[-1])
     blocks = jnp.pad(u, ((0, 0), (0, 0), (0, fine.shape[-1] * coarse.shape[-1] - u.shape[-1]))).reshape(
         *u.shape[:2], -1, fine.shape[-1]
@@ -97,17 +97,17 @@ def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class S4DState:
-    """hidden: (batch, features, modes), complex for complex poles: the state of every feature's system, B left out."""
+    """The state: ``hidden`` (batch, features, modes), complex for complex poles, of each feature's system without B."""
 
     hidden: jax.Array
 
 
 @register_mixer("s4d")
 class S4D(Recurrent):
-    """The diagonal state space, GELU, and a linear layer with GLU.
+    """The diagonal state space model, GELU, and a linear layer with GLU.
 
-    Whole sequences are convolved by FFT, of rows with one document: a transform knows no borders within. Bidirectional,
-    a second kernel reads later tokens: K_0 applies to the token itself and those before, K_1 to those after.
+    Whole rows are convolved by FFT, so a row must hold a single document. If it is not causal, a second kernel is used
+    for later tokens: K_0 applies to the token itself and earlier ones, K_1 to later ones.
 
     Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
     (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis
@@ -138,13 +138,14 @@ class S4D(Recurrent):
     ):
         """Args:
           state_dim: N, even.
-          initialization: of the poles: "lin", "inv", "legs" or "real".
+          initialization: initial poles: "lin", "inv", "legs" or "real".
           discretization: "zoh" or "bilinear".
-          step_range: the features' steps start log-uniform in it.
-          dropout: before the output layer.
+          step_range: the initial steps of the features are log-uniform in this range.
+          dropout: dropout rate before the output layer.
+          causal: whether only earlier tokens are seen; otherwise a second kernel sees the later ones.
 
         Raises:
-          ValueError: an unknown initialization or discretization, or an odd state_dim.
+          ValueError: an unknown initialization or discretization, or a ``state_dim`` that is odd or below 2.
         """
         if initialization not in get_args(Poles) or discretization not in get_args(Discretization):
             known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretization))}"
@@ -164,7 +165,7 @@ class S4D(Recurrent):
         self.A_imag = (
             nnx.Param(constant(tuple(start.imag.tolist()))(rngs.params(), shape, param_dtype)) if pairs else None
         )
-        # A complex number of variance 1.
+        # Complex numbers of variance 1.
         self.C = nnx.Param(
             normal(0.5**0.5 if pairs else 1.0)(
                 rngs.params(), (1 if causal else 2, *shape, *((2,) if pairs else ())), param_dtype
@@ -193,12 +194,12 @@ class S4D(Recurrent):
         return log_decay, output * entering
 
     def kernel(self, length: int) -> jax.Array:
-        """K (directions, features, length)."""
+        """The convolution kernel K, (directions, features, length)."""
         log_decay, weights = self.system()
         return response(weights, log_decay, length)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> S4DState:
-        """Systems at rest, in float32 or wider; the size does not depend on the length.
+        """A state of zeros, in float32 or wider; its size does not depend on the length.
 
         Raises:
           NotImplementedError: a bidirectional mixer.
@@ -217,25 +218,26 @@ class S4D(Recurrent):
         return gated(value, gate), new
 
     def _whole(self, u: jax.Array) -> jax.Array:
-        """K * u, of whole rows (batch, length, features)."""
+        """K * u for whole rows, (batch, length, features)."""
         forward, *backward = self.kernel(u.shape[1])
         offsets = [*(jnp.flip(kernel[:, :-1], 1) for kernel in backward), forward]
         return toeplitz_product(u, jnp.concatenate(offsets, axis=1).T, causal=not backward)
 
     def _after(self, u: jax.Array, mask: jax.Array | None, state: S4DState) -> tuple[jax.Array, S4DState]:
-        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
-        with the tokens (batch, new, features)."""
+        """A single token by the recurrence, several (batch, new, features) by convolution plus the contribution of the
+        state.
+        """
         log_decay, (weights,) = self.system()
         length = u.shape[1]
         new = jnp.full((u.shape[0],), length) if mask is None else jnp.sum(mask, axis=1)
         kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
         if length == 1:
-            hidden = kept + u[:, 0, :, None]  # a masked token has u = 0 and kept it all
+            hidden = kept + u[:, 0, :, None]  # a masked token has u = 0 and kept = hidden
             y = jnp.sum(weights * hidden, axis=-1)[:, None]
             return 2 * y.real if jnp.iscomplexobj(y) else y, S4DState(hidden)
         y = toeplitz_product(u, response(weights, log_decay, length).T)
         y = y + jnp.swapaxes(response(weights * jnp.exp(log_decay) * state.hidden, log_decay, length), 1, 2)
-        # Padding trails: the latest real token of a row is number new - 1.
+        # Padding is trailing: the last real token of a row has the index new - 1.
         index = new[:, None] - 1 - jnp.arange(length)
         latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[..., None], axis=1)
         entered = jnp.swapaxes(jnp.where(index[..., None] >= 0, latest_first, 0), 1, 2)
