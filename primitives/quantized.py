@@ -1,15 +1,15 @@
-"""Arrays of weights kept in fewer bits than they are computed in, and products with them.
+"""Quantized weights: arrays stored in fewer bits than they are computed in, and products with them.
 
     int8       w = scale * values: symmetric, values in -127..127, scale = max |w| / 127 over the inputs of an output,
-               in float32, so that no weight moves by more than scale / 2
-    bfloat16   w in 8 significant bits, kept as the upper half of a float32 (uint16)
+               in float32, so that no weight changes by more than scale / 2
+    bfloat16   w in 8 significant bits, stored as the upper half of a float32 (uint16)
 
-On CPU a product reads a float32 copy of the array where there is one (:meth:`QuantizedArray.with_copy`). Without it, a
-product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to itself, XLA
-widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call: of one row by
-matrices of 768x3072 that took 5 times what the float32 matrices take. Blocks of int8 are ahead of float32 for one row
-and behind it for the many of a prompt: docs/speed.md has what ``python -m benchmarks.quantization`` measures of whole
-models. CPU compilers also widen bfloat16 slowly where they know that it is that, hence the bits.
+On CPU a product reads a float32 copy of the array if there is one (:meth:`QuantizedArray.with_copy`). Otherwise it
+converts one block of the weights at a time to float32, which stays in the cache, and multiplies by it. XLA on its own
+converts numbers one by one inside a product of few rows, or writes a float32 copy of the matrix at each call: for one
+row and matrices of 768x3072 this took 5 times as long as float32 matrices. Blocks of int8 are faster than float32 for
+one row and slower for the many rows of a prompt: docs/speed.md has the results of ``python -m benchmarks.quantization``
+for whole models. CPU compilers also convert bfloat16 slowly if they know the dtype, which is why its bits are stored.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCK = 1 << 16
-"""Numbers widened at a time on CPU: in float32 a quarter of a megabyte."""
+"""Numbers converted at a time on CPU: in float32 a quarter of a megabyte."""
 _DEEP = 256
-"""Inputs of a block for many rows: with fewer, adding to the (rows, outputs) sums takes longer than the products."""
+"""Inputs of a block for many rows: with fewer, accumulating the (rows, outputs) sums takes longer than the products."""
 
 FORMATS = ("int8", "bfloat16")
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class QuantizedArray:
-    """A floating-point array of two or more axes in one of :data:`FORMATS`; indexed or converted it is floating-point
-    again.
+    """A floating-point array of two or more axes in one of :data:`FORMATS`; indexing or converting it gives a
+    floating-point array.
 
     Attributes:
       values: int8, or the bits of bfloat16 as uint16; of the array's shape.
       scale: float32, of the array's shape but 1 along the axis of inputs; None for bfloat16.
-      dtype: what it stands for, and what it becomes.
-      copy: the array in float32, which is then read instead; None where there is none. It is in no file.
+      dtype: dtype of the original array, which indexing gives back.
+      copy: the array in float32, which is then read instead, or None. It is not saved in files.
     """
 
     def __init__(self, values: Any, scale: Any, dtype: Any, copy: Any = None):
@@ -72,7 +72,7 @@ class QuantizedArray:
 
     @property
     def nbytes(self) -> int:
-        """Of the values and the scale, without the copy."""
+        """Bytes of the values and the scale, without the copy."""
         return sum(part.size * part.dtype.itemsize for part in (self.values, self.scale) if part is not None)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class QuantizedArray:
         return f"QuantizedArray({self.format}, {self.shape}, for {self.dtype})"
 
     def astype(self, dtype: Any) -> jax.Array:
-        """The floating-point array."""
+        """The dequantized array in ``dtype``."""
         return self._wide().astype(dtype)
 
     def with_copy(self) -> QuantizedArray:
@@ -90,7 +90,7 @@ class QuantizedArray:
         return QuantizedArray(self.values, self.scale, self.dtype, self._wide())
 
     def without_copy(self) -> QuantizedArray:
-        """The same array, small."""
+        """The same array without the float32 copy."""
         return QuantizedArray(self.values, self.scale, self.dtype)
 
     def _wide(self) -> jax.Array:
@@ -125,10 +125,10 @@ class QuantizedArray:
         return y if self.scale is None else y * self.scale[:, 0]
 
     def rows(self, indices: jax.Array, dtype: Any, mode: str) -> jax.Array:
-        """The entries of a table (entries, features) at ``indices``; ``mode`` as of ``jnp.take``."""
+        """The entries of a table (entries, features) at ``indices``; ``mode`` as in ``jnp.take``."""
         if self.copy is not None:
             return jnp.take(self.copy, indices, axis=0, mode=mode).astype(dtype)
-        # Taken whole numbers can't be not-a-number; the scale of an index beyond the table is.
+        # Integers can't be NaN, but the scale of an index beyond the table is.
         found = _widened(jnp.take(self.values, indices, axis=0, mode="clip"))
         if self.scale is not None:
             return (found * jnp.take(self.scale, indices, axis=0, mode=mode)).astype(dtype)
@@ -139,14 +139,14 @@ class QuantizedArray:
 
 
 def quantized(weights: jax.Array, format: str, axis: int = -2) -> QuantizedArray:
-    """``weights`` in a format, one scale for the numbers along ``axis``; they are :func:`finite`."""
+    """Quantizes ``weights``, which must be :func:`finite`, to ``format``, with one scale for values along ``axis``."""
     values, scale = _quantized(weights, format, axis)
     return QuantizedArray(values, scale, weights.dtype)
 
 
 @jax.jit
 def finite(weights: jax.Array) -> jax.Array:
-    """Whether all are finite in float32."""
+    """Whether all ``weights`` are finite in float32."""
     return jnp.isfinite(jnp.abs(weights).max().astype(jnp.float32))
 
 
@@ -161,19 +161,19 @@ def _quantized(weights: jax.Array, format: str, axis: int) -> tuple[jax.Array, j
 
 
 def _widened(values: jax.Array) -> jax.Array:
-    """Of int8, or of the bits of bfloat16, float32."""
+    """Converts int8, or the bits of bfloat16, to float32."""
     if values.dtype == jnp.uint16:
         return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
     return values.astype(jnp.float32)
 
 
 def _narrow(values: jax.Array, dtype: Any) -> jax.Array:
-    """In ``dtype``, without a step in float32: integers up to 127 are exact in bfloat16 too."""
+    """Converts to ``dtype`` without going through float32: integers up to 127 are exact in bfloat16 too."""
     return (lax.bitcast_convert_type(values, jnp.bfloat16) if values.dtype == jnp.uint16 else values).astype(dtype)
 
 
 def _multiplied(x: jax.Array, values: jax.Array, axis: int) -> jax.Array:
-    """The sum over the last axis of x and ``axis`` of the values, left to the compiler."""
+    """The product over the last axis of x and ``axis`` of the values, in whatever form the compiler chooses."""
     dimensions = (((1,), (axis,)), ((), ()))
     return lax.dot_general(x, _narrow(values, x.dtype), dimensions, preferred_element_type=jnp.float32)
 
@@ -181,14 +181,14 @@ def _multiplied(x: jax.Array, values: jax.Array, axis: int) -> jax.Array:
 @jax.jit
 def _product(x: jax.Array, values: jax.Array) -> jax.Array:
     inputs, outputs = values.shape
-    deep = min(8 * x.shape[0], _DEEP) if isinstance(x.shape[0], int) else 1  # it may be left open
+    deep = min(8 * x.shape[0], _DEEP) if isinstance(x.shape[0], int) else 1  # it may be symbolic
     size = max(1, min(max(BLOCK // outputs, deep), inputs // 2))
 
     def in_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
-        x, rows = x.astype(jnp.float32), x.shape[0]  # not len(x): it may be left open
+        x, rows = x.astype(jnp.float32), x.shape[0]  # not len(x): it may be symbolic
         blocks = -(-inputs // size)
         whole = (blocks - 1) * size
-        # The last block reaches back over inputs that are counted already: there it multiplies zeros.
+        # The last block overlaps the one before: the inputs that are counted already are set to zero.
         last = jnp.where(jnp.arange(inputs - size, inputs) < whole, 0.0, x[:, inputs - size :])
         parts = jnp.concatenate([x[:, :whole].reshape(rows, blocks - 1, size), last[:, None]], 1).swapaxes(0, 1)
 

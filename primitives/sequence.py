@@ -1,7 +1,8 @@
-"""Sequences that are split over devices: what the ops share to exchange as little as they can.
+"""Sequences that are split over devices: what ops share to communicate as little as possible.
 
-Where the ambient mesh (``jax.set_mesh``) has an axis ``sequence`` of more than one device, self-attention and the
-recurrences exchange keys or states themselves, under ``jax.shard_map``; the compiler would gather whole sequences.
+Where the ambient mesh (``jax.set_mesh``) has an axis ``sequence`` of more than one device, self-attention and
+recurrences exchange keys or states explicitly, under ``jax.shard_map``; the compiler on its own would gather whole
+sequences.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _folded: contextvars.ContextVar[bool] = contextvars.ContextVar("folded", default
 
 @contextlib.contextmanager
 def folded() -> Iterator[None]:
-    """For mixers of pieces: the tokens of what is traced inside (windows, clusters, segments) are not the axis that
-    devices share; the pieces are.
+    """For mixers of pieces (windows, clusters, segments): the token axis of what is traced inside is not split over
+    devices; the batch of pieces is.
     """
     token = _folded.set(True)
     try:
@@ -39,14 +40,16 @@ def folded() -> Iterator[None]:
 
 
 def row_axes() -> tuple[str, ...]:
-    """The axes of a mesh over which rows are split where this is traced: those of pieces over that of their sequence
-    too.
+    """The mesh axes over which rows are split in the current trace; inside :func:`folded` these include the sequence
+    axis.
     """
     return (*ROW_AXES, AXIS) if _folded.get() else ROW_AXES
 
 
 def parts() -> int:
-    """Devices among which sequences are split where this is traced; 1 where they are not, or already are."""
+    """The number of devices over which sequences are split in the current trace; 1 if they are not split, or are split
+    already.
+    """
     if _folded.get():
         return 1
     mesh = jax.sharding.get_abstract_mesh()
@@ -56,12 +59,12 @@ def parts() -> int:
 
 
 def is_split() -> bool:
-    """Whether sequences are split over devices where this is traced."""
+    """Whether sequences are split over devices in the current trace."""
     return parts() > 1
 
 
 def objection(length: int) -> str | None:
-    """Why a sequence of ``length`` tokens is not exchanged by an op itself, or None."""
+    """The reason why an op can't handle a split sequence of ``length`` tokens itself, or None if it can."""
     count = parts()
     if count == 1:
         return "sequences are not split over devices here"
@@ -69,12 +72,12 @@ def objection(length: int) -> str | None:
 
 
 def split(body: Callable[..., Any], arrays: tuple[Any, ...], axes: tuple[int | None, ...], out_axes: Any) -> Any:
-    """``body(*arrays)`` on every device with its own part of the arrays.
+    """Runs ``body(*arrays)`` on every device with its own part of the arrays.
 
     Args:
       arrays: arrays, or trees of them.
-      axes: of each (of all leaves of a tree), which axis is the sequence; None where every device has the whole.
-      out_axes: the same for what ``body`` returns, in its structure.
+      axes: for each array (or all leaves of a tree) the sequence axis; None if every device has the whole array.
+      out_axes: the same for the result of ``body``, in its structure.
     """
 
     def spec(axis: int | None) -> PartitionSpec:
@@ -87,12 +90,12 @@ def split(body: Callable[..., Any], arrays: tuple[Any, ...], axes: tuple[int | N
         axis_names={AXIS},
         check_vma=False,
     )
-    # Partly manual programs must be compiled as a whole.
+    # Programs that are only partly manual must run under jit.
     return jax.jit(wrapped)(*arrays)
 
 
 def shift(x: Any, by: int = 1) -> Any:
-    """What the device ``by`` places before this one has, around the ring."""
+    """The value ``x`` of the device ``by`` places before this one, around the ring."""
     count = jax.lax.axis_size(AXIS)
     pairs = [(source, (source + by) % count) for source in range(count)]
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, pairs), x)
@@ -111,7 +114,7 @@ def head(x: jax.Array, size: int, last: jax.Array | int = 0, axis: int = 1) -> j
 
 
 def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
-    """``x`` of all devices in this one's group of ``among`` neighbors, one after the other along ``axis``."""
+    """``x`` of all devices in this one's group of ``among`` neighbors, concatenated along ``axis``."""
     count = jax.lax.axis_size(AXIS)
     groups = [list(range(first, first + among)) for first in range(0, count, among)]
     return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True, axis_index_groups=groups)
@@ -123,19 +126,19 @@ def entering(
     """States of a linear recurrence at the borders between devices: (before this device's tokens, after the last
     device's).
 
-    Each device sends its total transition and the state that its tokens alone would leave, and no token.
+    Each device sends only its total transition and the final state of its own tokens from zeros, but no tokens.
 
     Args:
-      transition: of all of this device's tokens; a tree of arrays.
-      state: after this device's tokens, from zeros.
-      initial: before the first device's tokens; None is zeros.
-      apply: (transition, state) to the state moved on by it.
+      transition: total transition of this device's tokens, a tree of arrays.
+      state: the state after this device's tokens, from zeros.
+      initial: the state before the first device's tokens; None means zeros.
+      apply: maps (transition, state) to the state after the transition.
     """
     transitions, states = jax.lax.all_gather((transition, state), AXIS)
     here = jax.lax.axis_index(AXIS)
     after = jnp.zeros_like(state) if initial is None else initial.astype(state.dtype)
     before = after
-    # As many steps as devices, each on one state: the tokens' work is done by all devices at once.
+    # One step per device, each on a single state: the work on tokens is parallel over devices.
     for device in range(jax.lax.axis_size(AXIS)):
         before = jnp.where(here == device, after, before)
         after = apply(jax.tree.map(lambda leaf, device=device: leaf[device], transitions), after) + states[device]
@@ -143,14 +146,14 @@ def entering(
 
 
 def groups(batch: int) -> int:
-    """Into how many groups of rows :func:`hand_over` cuts a batch: as many as a device that holds rows has of them."""
+    """The number of groups of rows into which :func:`hand_over` splits a batch: the number of rows per device."""
     shape = jax.sharding.get_abstract_mesh().shape
     rows = math.prod(shape.get(axis, 1) for axis in ROW_AXES)
     return max(batch // rows, 1) if batch % rows == 0 else 1
 
 
 def idle_share(batch: int) -> float:
-    """The share of its time that a device has nothing to do in :func:`hand_over`."""
+    """The fraction of time that a device is idle in :func:`hand_over`."""
     return (parts() - 1) / (groups(batch) + parts() - 1)
 
 
@@ -161,16 +164,16 @@ def serially(
     tokens: tuple[Any, ...],
     axes: tuple[int, ...],
 ) -> Any:
-    """A recurrence whose states can't be combined, over a sequence that devices share: :func:`hand_over` on each one's
+    """Runs a recurrence whose states can't be combined over a split sequence, with :func:`hand_over` on each device's
     part.
 
     Args:
-      step: (shared, state, tokens) of some rows to (state, what is said to the tokens, its axes like those of
+      step: maps (shared, state, tokens) of some rows to (state, outputs of the tokens, with axes like those of
         ``tokens[0]``).
-      shared: what every device needs whole, as parameters.
-      state: before the first token; each leaf (batch, ...).
+      shared: what every device needs whole, such as parameters.
+      state: the state before the first token; each leaf (batch, ...).
       tokens: trees of arrays (batch, ...), None allowed.
-      axes: which axis of each is the sequence.
+      axes: the sequence axis of each.
     """
     number = groups(jax.tree.leaves(state)[0].shape[0])
 
@@ -181,20 +184,21 @@ def serially(
 
 
 def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: Any, number: int) -> Any:
-    """A recurrence whose states can't be combined, on the devices of :func:`split` one after the other: each hands its
-    state to the next.
+    """Runs a recurrence whose states can't be combined on the devices of :func:`split` in turn: each passes its state
+    to the next.
 
-    The batch is cut into groups of rows. While one device reads a group, the device before it reads the next group: of
-    ``number`` + devices - 1 turns each device works in ``number`` (:func:`idle_share`).
+    The batch is split into groups of rows, as in pipeline parallelism: while one device reads a group, the device
+    before it reads the next group. Of ``number`` + devices - 1 turns each device works in ``number``
+    (:func:`idle_share`).
 
     Args:
-      step: (state, tokens) of one group to (state, what is said to the tokens).
-      state: before the first device's tokens, the same on all; each leaf (batch, ...).
-      tokens: this device's; each leaf (batch, ...).
-      number: of groups (:func:`groups`); divides the batch.
+      step: maps (state, tokens) of one group to (state, outputs of the tokens).
+      state: the state before the first device's tokens, the same on all devices; each leaf (batch, ...).
+      tokens: this device's tokens; each leaf (batch, ...).
+      number: number of groups (:func:`groups`), which must divide the batch.
 
     Returns:
-      What ``step`` says to this device's tokens, each leaf (batch, ...).
+      The outputs of ``step`` for this device's tokens, each leaf (batch, ...).
     """
     here, devices = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
 
@@ -210,7 +214,7 @@ def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: A
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(group, 0, number - 1), keepdims=False),
             (states, pieces),
         )
-        # A device with nothing to do repeats a group, whose result is not used: that delays no other device.
+        # An idle device repeats a group, whose result is not used: this delays no other device.
         working = (here > 0) & (group >= 0) & (group < number)
         left, said = step(jax.tree.map(lambda a, b: jnp.where(working, a, b), arrived, start), own)
         return shift(left), said

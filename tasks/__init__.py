@@ -1,4 +1,4 @@
-"""Problems to train on: data, loss and metrics. Tasks know no model.
+"""Training tasks: data, loss and metrics, independent of any model.
 
 ``tasks.create(name, **options)`` makes one, ``tasks.list_tasks()`` lists them.
 """

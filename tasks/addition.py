@@ -1,4 +1,4 @@
-"""Addition of two numbers, digit by digit, in the formats that decide whether it is learned for any length."""
+"""Addition of two numbers, digit by digit, in formats that decide whether a model generalizes to longer numbers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ class Addition(Procedural):
         576 + 361 is    a6 b7 c5 + a1 b6 c3 = a7 b3 c9 .
                                               [a7 b3 c9 .]
 
-    Digits stand in reverse, the least significant first, and before each stands a hint, the same for the same place of
-    all three numbers: a run of neighbors of an ordered set of 102, from a random start. Training numbers have random
-    lengths up to ``length`` digits, both the same, those of validation and test exactly the full length. The answer
-    with its hints and its end are asked for. Chance is 1 / vocab_size.
+    Digits are in reverse order, the least significant first, and each is preceded by a hint, the same for the same
+    place of all three numbers: consecutive hints of an ordered set of 102, from a random start. Both training numbers
+    have the same random length up to ``length`` digits, those of validation and test exactly the full length. The loss
+    and the metrics are over the answer with its hints and its end token. Chance is 1 / vocab_size.
 
     Args:
-      length: digits of the longest training numbers.
+      length: digits of the longest training and of the validation numbers.
+      test_length: digits of the test numbers.
       reverse: the least significant digit first; else the most significant one.
-      index_hints: whether hints stand before the digits.
+      index_hints: whether hints precede the digits.
       zero_padding: the answer always has one digit more than the numbers, which may be 0.
       random_space: probability of a space before each token of the question, in training.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: numbers that are too long for the hints, or ``random_space`` not in [0, 1).
     """
 
     paper = (139,)

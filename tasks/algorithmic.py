@@ -1,8 +1,8 @@
 """The fifteen problems of Neural Networks and the Chomsky Hierarchy (Delétang et al., ICLR 2023, arXiv:2207.02098).
 
-Randomized Positional Encodings (Ruoss et al., ACL 2023, arXiv:2305.16843) are judged by them. They are
-grouped by the automaton that solves them: a finite one ("regular"), one with a stack ("dcf", deterministic
-context-free) and one with a tape ("cs", context-sensitive). Symbols are numbered as in the authors' code.
+Randomized Positional Encodings (Ruoss et al., ACL 2023, arXiv:2305.16843) are evaluated on them. They are grouped by
+the automaton that solves them: a finite one ("regular"), one with a stack ("dcf", deterministic context-free) and one
+with a tape ("cs", context-sensitive). Symbols are numbered as in the authors' code.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tasks.registry import register
 
 MODULUS = 5
 STOP = 2
-"""Ends an answer whose length is not known beforehand; separates two numbers."""
+"""Ends an answer of unknown length, and separates two numbers."""
 Draw = Callable[[np.random.Generator, int], list[int]]
 Solve = Callable[[list[int]], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One of the fifteen.
+    """One of the fifteen problems.
 
     Attributes:
       level: "regular", "dcf" or "cs".
-      symbols, answers: how many there are in the input and in the answer.
-      draw: an input of n symbols; some can't have n, and have one less.
-      solve: the answer to an input.
-      size: symbols of the longest answer to n.
-      shortest: input; the authors' code has fixed answers for shorter ones.
+      symbols, answers: number of different symbols of inputs and of answers.
+      draw: samples an input of n symbols, or n - 1 if the problem has no input of n.
+      solve: returns the answer to an input.
+      size: maximum number of symbols of the answer to an input of n symbols.
+      shortest: minimum length of inputs; the authors' code has fixed answers for shorter ones.
     """
 
     level: Literal["regular", "dcf", "cs"]
@@ -52,7 +52,7 @@ def _string(symbols: int) -> Draw:
 
 
 def _sum_of_products(tokens: list[int]) -> int:
-    """The value of digits and operators in turn: products first."""
+    """The value, modulo 5, of alternating digits and operators, with the usual precedence of products."""
     total, product, sign = 0, tokens[0], 1
     for operator, digit in zip(tokens[1::2], tokens[2::2], strict=True):
         if operator == MODULUS + 2:
@@ -63,7 +63,7 @@ def _sum_of_products(tokens: list[int]) -> int:
 
 
 def _alternating(rng: np.random.Generator, n: int) -> list[int]:
-    """Digits and the operators + - * in turn: an odd number of symbols."""
+    """Alternating digits and operators + - *: an odd number of symbols."""
     tokens = rng.integers(0, MODULUS, n - 1 + n % 2)
     tokens[1::2] = MODULUS + rng.integers(0, 3, len(tokens) // 2)
     return tokens.tolist()
@@ -74,11 +74,12 @@ PLUS, MINUS, TIMES = range(MODULUS, MODULUS + 3)
 
 @dataclasses.dataclass(frozen=True)
 class Brackets:
-    """Expressions in brackets: an expression is a digit or (left operator right), and -d, (d) and (-d) where it has no
-    room for more.
+    """Expressions in brackets: an expression is a digit or (left operator right); expressions of fewer than 5 symbols
+    are d, -d, (d) or (-d).
 
     Attributes:
-      operators: the first so many of + - *, which have the tokens after the digits; then come the two brackets.
+      operators: number of operators, the first ones of + - *; their tokens follow the digits, then come the two
+        brackets.
     """
 
     operators: int
@@ -99,7 +100,7 @@ class Brackets:
         return [opening, *first, PLUS + int(rng.integers(0, self.operators)), *second, closing]
 
     def value(self, tokens: Sequence[int]) -> int:
-        """What an expression comes to: the pairs of brackets from left to right, each when it closes."""
+        """The value of an expression modulo 5; each pair of brackets is evaluated when it closes."""
         stack: list[int] = []
         for token in [self.opening, *tokens, self.opening + 1]:
             if token != self.opening + 1:
@@ -124,7 +125,7 @@ UNKNOWN, EQUALS = SUMS.opening + 2, SUMS.opening + 3
 
 
 def _equation(rng: np.random.Generator, n: int) -> list[int]:
-    """An expression of sums = its value, with one digit hidden: that at or after a random place."""
+    """An equation of an expression and its value, with one digit hidden: the first at or after a random place."""
     tokens = SUMS.draw(rng, n - 2)
     value, place = SUMS.value(tokens), int(rng.integers(0, n - 2))
     while tokens[place] >= MODULUS:
@@ -140,13 +141,13 @@ def _unknown(tokens: list[int]) -> list[int]:
 
 
 def _stack(rng: np.random.Generator, n: int) -> list[int]:
-    """A stack of bits, its bottom first, and what is done: 2 takes from the top, 3 and 4 put 0 and 1 there."""
+    """A stack of bits, its bottom first, and operations: 2 pops the top, 3 and 4 push 0 and 1."""
     height = int(rng.integers(1, n))
     return [*rng.integers(0, 2, height).tolist(), *rng.integers(2, 5, n - height).tolist()]
 
 
 def _manipulated(tokens: list[int]) -> list[int]:
-    """The stack from its top on."""
+    """The final stack, its top first."""
     stack: list[int] = []
     for token in tokens:
         if token != 2:
@@ -157,7 +158,7 @@ def _manipulated(tokens: list[int]) -> list[int]:
 
 
 def _bits(rng: np.random.Generator, n: int) -> list[int]:
-    """n bits of a random number from 1 on."""
+    """n bits of a random number of at least 1."""
     bits = [0]
     while not any(bits):
         bits = rng.integers(0, 2, n).tolist()
@@ -185,7 +186,7 @@ def _calculated(operator: Callable[[int, int], int]) -> Solve:
 
 
 def _missing(rng: np.random.Generator, n: int) -> list[int]:
-    """A string twice, with one symbol hidden (2), and something after it (3) where n is odd."""
+    """A string repeated twice, with one symbol hidden (2), and a padding symbol (3) if n is odd."""
     tokens = rng.integers(0, 2, n // 2).tolist() * 2
     tokens[int(rng.integers(0, len(tokens)))] = 2
     return [*tokens, *[3] * (n % 2)]
@@ -198,7 +199,7 @@ def _found(tokens: list[int]) -> list[int]:
 
 
 def _root(tokens: list[int]) -> list[int]:
-    """The whole part of a root, of bits from the most significant on."""
+    """The integer part of the square root of a number, both as bits from the most significant on."""
     root = math.isqrt(int("".join(map(str, tokens)), 2))
     return [int(bit) for bit in f"{root:b}".zfill(-(-len(tokens) // 2))]
 
@@ -221,28 +222,34 @@ PROBLEMS: Mapping[str, Problem] = {
     "compute_sqrt": Problem("cs", 2, 2, _bits, _root, lambda n: -(-n // 2)),
     "duplicate_string": Problem("cs", 2, 2, _BITS, lambda s: s * 2, lambda n: 2 * n),
     "missing_duplicate_string": Problem("cs", 4, 2, _missing, _found, shortest=2),
-    # As the authors' code has it, which counts from 0.
+    # As in the authors' code, which counts from 0.
     "odds_first": Problem("cs", 2, 2, _BITS, lambda s: [*s[1::2], *s[::2]], lambda n: n),
 }
 
 
 @register("algorithmic")
 class Algorithmic(Procedural):
-    """A problem of the Chomsky hierarchy: an input, and as many empty tokens as its answer may have, on which it is
-    read.
+    """A problem of the Chomsky hierarchy: an input, followed by empty tokens at whose positions the model must output
+    the answer.
 
         reverse_string      1 0 0 . . .        binary_addition     1 1 2 0 1 . . . . . .       3 + 2 = 5
                                  [0 0 1]                                    [1 0 1 2]
 
-    Training and validation have inputs of 1 to ``length`` symbols, all lengths alike, and test of ``test_shortest`` to
-    ``test_length``; short ones are padded, and the model gets a mask. The paper trains on 40 symbols and tests on 41 to
-    500, its code on 41 to 100. An answer of unknown length ends with 2; the zeros behind it, for which the authors'
-    loss asks, are not asked for here. Chance is 1 / symbols of the answer.
+    Training and validation have inputs of 1 to ``length`` symbols, with uniformly distributed lengths, and test of
+    ``test_shortest`` to ``test_length``; short ones are padded, and the model gets a mask. The paper trains on up to 40
+    symbols and tests on 41 to 500, its code on 41 to 100. An answer of unknown length ends with 2; the zeros after it
+    are part of the authors' loss, but not of ours. Chance is 1 / symbols of the answer.
 
     Args:
       problem: a key of :data:`PROBLEMS`.
       length: symbols of the longest training inputs.
-      test_shortest: None: one more than ``length``.
+      test_length: symbols of the longest test inputs.
+      test_shortest: symbols of the shortest test inputs; None for ``length`` + 1.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: an unknown problem (similar names are suggested), or lengths out of range.
     """
 
     paper = (167,)

@@ -1,10 +1,10 @@
-"""Turning an image into a training or an evaluation example: thin calls of PIL, one image at a time.
+"""Preprocessing and augmentation of images: thin wrappers of PIL, one image at a time.
 
-Every random choice is drawn from the generator that is passed in, and only what is switched on draws.
+All random choices use the generator that is passed in, and only augmentations that are switched on draw from it.
 
-- fit "crop": random resized crop to train (C. Szegedy et al., "Going Deeper with Convolutions", 2015);
-  to evaluate, the shorter side is resized to size / crop_fraction and the center cut out; where the
-  model says "squash", both sides are.
+- fit "crop": random resized crop to train (C. Szegedy et al., "Going Deeper with Convolutions", 2015); to evaluate, the
+  shorter side is resized to size / crop_fraction and the center is cropped; for models with crop_mode "squash", both
+  sides are resized.
 - fit "whole": the whole image is resized to the square, for sets of small, centered images.
 - horizontal flip; random affine maps; color jitter; RandAugment (E. Cubuk et al., arXiv:1909.13719).
 
@@ -30,15 +30,15 @@ RESAMPLING = {
 
 
 class Preprocess(Protocol):
-    """What a model wants of its images (``zoo.preprocess`` gives it).
+    """The input format of a model (see ``zoo.preprocess``).
 
     Attributes:
       image_size: side of the square input, pixels.
-      mean: per channel, of images in [0, 1]; its length is the number of channels.
-      std: per channel.
+      mean: per channel, for images in [0, 1]; its length is the number of channels.
+      std: standard deviation per channel, for images in [0, 1].
       interpolation: "nearest", "bilinear" or "bicubic".
-      crop_fraction: the part of the shorter side that evaluation keeps.
-      crop_mode: "center", or "squash": of both sides.
+      crop_fraction: fraction of the shorter side that evaluation keeps.
+      crop_mode: "center", or "squash" to keep the fraction of both sides.
     """
 
     image_size: int
@@ -51,19 +51,19 @@ class Preprocess(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How images are fitted to the model's input, and varied in training.
+    """How images are fitted to the model's input, and augmented in training.
 
     Attributes:
       fit: "crop" or "whole".
-      crop_scale: range of the area of random resized crops, as a part of the image's.
+      crop_scale: range of the area of random resized crops, as a fraction of the image's.
       crop_ratio: range of their aspect ratio.
       flip: probability of a horizontal flip.
-      rotation: greatest rotation either way, degrees.
-      translation: greatest shift either way, as a part of the side.
-      zoom: greatest change of scale: a factor from 1 / (1 + zoom) to 1 + zoom.
-      shear: greatest horizontal shear either way, as a part of the side.
-      color_jitter: greatest change of brightness, contrast and saturation, as a part of 1.
-      rand_augment: as timm writes it, "rand-m9-mstd0.5-inc1"; "" is none.
+      rotation: maximum rotation in either direction, degrees.
+      translation: maximum shift in either direction, as a fraction of the side.
+      zoom: maximum change of scale: a factor from 1 / (1 + zoom) to 1 + zoom.
+      shear: maximum horizontal shear in either direction, as a fraction of the side.
+      color_jitter: maximum relative change of brightness, contrast and saturation.
+      rand_augment: in timm's notation, such as "rand-m9-mstd0.5-inc1"; "" for none.
     """
 
     fit: str = "crop"
@@ -85,9 +85,9 @@ class Augment:
 def crop_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draws a random resized crop: (left, top, right, bottom), pixels, inside the image.
+    """Samples a random resized crop: (left, top, right, bottom), pixels, inside the image.
 
-    Ten tries; where none fits, the largest centered box whose aspect ratio is in range.
+    After ten tries that do not fit, it is the largest centered box whose aspect ratio is in range.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -103,12 +103,15 @@ def crop_box(
 
 
 class Transform:
-    """Fits and varies images for one model.
+    """Fits and augments images for one model.
 
     Args:
-      augment: what is done in training.
-      preprocess: what the model wants.
-      image_size: side of the square, pixels, in place of the one in ``preprocess``.
+      augment: the augmentation of training.
+      preprocess: the model's input format.
+      image_size: side of the square, pixels, which replaces the one in ``preprocess``.
+
+    Raises:
+      ValueError: an unknown interpolation or crop mode.
     """
 
     def __init__(self, augment: Augment, preprocess: Preprocess, image_size: int | None = None):
@@ -127,24 +130,26 @@ class Transform:
         self.has_affine = any((augment.rotation, augment.translation, augment.zoom, augment.shear))
 
     def to_mode(self, image: Image.Image) -> Image.Image:
-        """Returns it in gray for a model of one channel; gray images stay gray to the end."""
+        """Returns the image, converted to gray for a model of one channel; gray images stay gray until
+        :meth:`to_array`.
+        """
         return image.convert("L") if self.channels == 1 and image.mode != "L" else image
 
     def fitted(self, image: Image.Image) -> Image.Image:
-        """Returns the evaluation form, a square of the model's size."""
+        """Returns the image preprocessed for evaluation, a square of the model's size."""
         image = self.to_mode(image)
         if self.augment.fit == "whole":
             return (
                 image if image.size == (self.size, self.size) else image.resize((self.size, self.size), self.resampling)
             )
-        # the box that the center crop has in the original: one resampling, no larger image in between
+        # the center crop's box in the original image: a single resampling, without a larger image in between
         sides = image.size if self.crop_mode == "squash" else (min(image.size),) * 2
         width, height = (side * self.crop_fraction for side in sides)
         left, top = (image.width - width) / 2, (image.height - height) / 2
         return image.resize((self.size, self.size), self.resampling, box=(left, top, left + width, top + height))
 
     def varied(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Returns a training form, a square of the model's size."""
+        """Returns a randomly augmented image for training, a square of the model's size."""
         augment = self.augment
         image = self.to_mode(image)
         if augment.fit == "whole":

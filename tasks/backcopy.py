@@ -1,4 +1,4 @@
-"""Bigrams with backward copies: what makes attention heads look at the first token when they have nothing to do."""
+"""Bigrams with backward copies, which make dormant attention heads attend to the first token."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ class BigramBackcopy(Procedural):
         S a c T c b d T d a
                  [c]   [d]
 
-    After a start token comes a Markov chain of symbols. Some frequent ones are triggers: after them stands, once more,
-    what stood before them. All tokens are trained on; the accuracy is that after triggers, of which alone the rest of
-    the sequence says anything that the last token does not. The authors' chain has the frequencies of characters in
-    Shakespeare; here the successors of each symbol follow Zipf's law in an order of their own. Chance is 1 / symbols.
+    A start token is followed by a Markov chain of symbols. Some frequent symbols are triggers: the token after a
+    trigger is a copy of the token before it. The training loss is over all tokens; the accuracy is over tokens after
+    triggers, the only ones that depend on more than the last token. The authors' chain has the frequencies of
+    characters in Shakespeare; here the successors of each symbol follow Zipf's law in a random order. Chance is 1 /
+    symbols.
 
     Args:
-      length: symbols.
-      symbols: besides the start token; the paper has 64 characters.
-      triggers: the most frequent symbols are triggers.
+      length: number of symbols of training and validation sequences.
+      test_length: number of symbols of test sequences.
+      symbols: number of different symbols besides the start token; the paper has 64 characters.
+      triggers: number of triggers, the most frequent symbols.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of the chain and of all examples.
+
+    Raises:
+      ValueError: ``triggers`` not from 1 to ``symbols`` / 2.
     """
 
     paper = (48,)
@@ -49,7 +56,7 @@ class BigramBackcopy(Procedural):
         likely = 1 / np.arange(1, symbols + 1)
         self.bigrams = np.stack([likely[np.argsort(rng.permutation(symbols))] for _ in range(symbols)])
         self.bigrams /= self.bigrams.sum(1, keepdims=True)
-        # The most frequent ones of the chain without copies.
+        # The most frequent symbols of the chain without copies.
         frequency = np.linalg.matrix_power(self.bigrams, 64)[0]
         self.triggers = np.sort(np.argsort(-frequency, kind="stable")[:triggers])
         self._sums = np.cumsum(self.bigrams, axis=1)

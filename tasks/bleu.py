@@ -2,10 +2,10 @@
 
     BLEU = 100 min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)
 
-with p_n the share of n-grams of the written texts that their targets have too, each as often as it stands there at
-most; c and r are the words written and asked for. Texts are cut into words as NIST's mteval-v13a does, and a p_n of 0
-counts as 1 / (2^k t_n) for the k-th such n, with t_n its number of n-grams: the defaults of sacreBLEU (Post, 2018,
-arXiv:1804.08771), whose figures these are for one target a text.
+with p_n the clipped n-gram precision, the fraction of n-grams of the outputs that occur in their targets, each counted
+at most as often as in the target; c and r are the numbers of words of outputs and targets. Texts are tokenized as by
+NIST's mteval-v13a, and a p_n of 0 counts as 1 / (2^k t_n) for the k-th such n, with t_n the number of n-grams: the
+defaults of sacreBLEU (Post, 2018, arXiv:1804.08771), with the same results for one target per text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 ORDER = 4
 _ESCAPED = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}
-# Symbols are words; periods and commas are unless they stand between digits; and a dash after a digit is one.
+# Symbols are words, so are periods and commas that are not between digits, and a dash after a digit.
 _CUTS = (
     (re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "),
     (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),
@@ -27,7 +27,7 @@ _CUTS = (
 
 
 def words(text: str) -> list[str]:
-    """A text in words, as NIST's mteval-v13a cuts it."""
+    """The words of a text, tokenized as by NIST's mteval-v13a."""
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     if "&" in text:
         for escaped, letter in _ESCAPED.items():
@@ -39,10 +39,10 @@ def words(text: str) -> list[str]:
 
 
 def bleu(written: Iterable[str], targets: Iterable[str]) -> float:
-    """BLEU of texts whose targets are given in the same order, 0 to 100.
+    """Corpus BLEU, 0 to 100, of outputs ``written`` with one target each, in the same order.
 
     Raises:
-      ValueError: there are more of one than of the other.
+      ValueError: the numbers of outputs and targets differ.
     """
     shared, found = [0] * ORDER, [0] * ORDER
     length = wanted = 0

@@ -1,7 +1,7 @@
 """Image classification: cross entropy over labeled images, top-1 and top-5 accuracy.
 
-Images reach the device as uint8 and are normalized there: a quarter of the bytes to stack and to
-copy, for a multiply and an add that XLA fuses into what follows.
+Images are copied to the device as uint8 and normalized there: a quarter of the bytes to stack and copy, for a multiply
+and an add that XLA fuses into the next operation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ImageExamples:
 
     Args:
       source: labeled images.
-      transform: fits them to the model.
-      in_memory: keep every image in its evaluation form, and vary that in training.
-      labels: of the task, by label of the source.
+      transform: preprocessing and augmentation.
+      in_memory: keep every image as preprocessed for evaluation, and augment that in training.
+      labels: the task's label for each label of the source.
     """
 
     def __init__(self, source: datasets.Source, transform: Transform, in_memory: bool, labels: Sequence[int]):
@@ -46,7 +46,7 @@ class ImageExamples:
         return len(self._source)
 
     def get(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Returns one example; without ``rng``, in evaluation form."""
+        """Returns one example, augmented with ``rng``, or preprocessed for evaluation without it."""
         image, label = self._source[index]
         image = self._transform.fitted(image) if rng is None else self._transform.varied(image, rng)
         return {"image": self._transform.to_array(image), "label": self._labels[label]}
@@ -64,29 +64,28 @@ def _read_weights(text: str) -> dict[str, float]:
 class Classification:
     """Image classification.
 
-    Attributes beyond those of :class:`tasks.task.Task`: ``class_names``, and ``report``: what to know
-    about the data, "" for nothing.
+    Attributes beyond those of :class:`tasks.task.Task`: ``class_names``, and ``report``, remarks about the data, "" for
+    none.
 
     Args:
-      preprocess: what the model wants of its images (``zoo.preprocess``).
-      dataset: its name, or a mapping with "name" and the options of that data set.
+      preprocess: the model's input format (``zoo.preprocess``).
+      dataset: name of a data set, or a mapping with "name" and its options.
       augment: fields of :class:`tasks.augment.Augment`.
       mix: fields of :class:`tasks.mixing.Mixing`.
-      label_smoothing: part of a target that is spread over all classes, in [0, 1).
+      label_smoothing: fraction of a target that is spread over all classes, in [0, 1).
       image_size: side of the model's input, pixels; None is the model's own.
-      class_weights: factor on the training loss of the images of a class: "" for none, "balanced" for N / (classes *
-        images of the class), so that each class counts the same and the mean is 1, or factors by name, as {"cat": 2.0}
-        or "cat=2,dog=0.5", 1 where not named. Evaluation is not weighted.
-      class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The
-        data set may lack some, and have them in another order.
-      aux_logits: by the name of logits that the model's modules report in training besides its answer, the weight of
-        their loss, which is added.
+      class_weights: factors of the training loss of each class: "" for none, "balanced" for N / (classes * images of
+        the class), so that all classes have the same total weight and the mean factor is 1, or factors by name, such as
+        {"cat": 2.0} or "cat=2,dog=0.5", with 1 for the others. Evaluation is not weighted.
+      class_names: names of the labels, in order, of the run that trained the model; None uses those of the data set.
+        The data set may lack some, and may have them in another order.
+      aux_logits: weights of additional losses, by the name of the logits that the model's modules report in training.
       distillation: fields of :class:`tasks.distillation.Distillation`.
-      make_teacher: makes the teacher that it names, for images in [0, 1] and these classes.
+      make_teacher: makes the teacher of ``distillation``, for images in [0, 1] and these classes.
 
     Raises:
-      ValueError: unknown fields or names (near ones are named), classes that ``class_names`` lacks, or data that can't
-        be used.
+      ValueError: unknown fields or names (similar ones are suggested), classes of the data set that are not in
+        ``class_names``, or data that can't be used.
     """
 
     needs = ("preprocess", "class_names", "make_teacher")
@@ -133,7 +132,7 @@ class Classification:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """How an image becomes an example to evaluate, in the fields of ``zoo.Preprocess``."""
+        """The preprocessing of evaluation, as fields of ``zoo.Preprocess``."""
         transform, whole = self._transform, self._augment.fit == "whole"
         return {
             "image_size": transform.size, "mean": self._mean.tolist(), "std": self._std.tolist(),
@@ -143,7 +142,7 @@ class Classification:
         }  # fmt: skip
 
     def model_options(self) -> dict[str, Any]:
-        """Returns num_classes, in_channels and, where the task sets it, image_size."""
+        """Returns num_classes, in_channels and, if the task sets it, image_size."""
         options: dict[str, Any] = {"num_classes": len(self.class_names), "in_channels": len(self._mean)}
         return options if self._size is None else options | {"image_size": self._size}
 
@@ -158,9 +157,9 @@ class Classification:
                 f"the data set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}"
             )
         if split == "train" and self._distillation.wanted and self._teacher is None:
-            # Made when training begins: evaluation needs none.
+            # The teacher is made when training begins: evaluation does not need it.
             if self._make_teacher is None:
-                raise ValueError("distillation needs make_teacher=, which makes the teacher of its name")
+                raise ValueError("distillation needs make_teacher=, which makes the teacher")
             self._teacher = self._make_teacher(self._distillation.teacher, self.class_names)
         if split not in self._examples:
             self._examples[split] = ImageExamples(
@@ -169,7 +168,7 @@ class Classification:
         return self._examples[split]
 
     def _named(self, names: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
-        """The names of the labels, and the label of each class of the data set."""
+        """The names of the labels, and the label of each of the data set's classes."""
         own = self._dataset.class_names
         if names is None:
             if len(own) < 2:
@@ -187,7 +186,7 @@ class Classification:
         return tuple(names), [list(names).index(name) for name in own]
 
     def _weights(self, given: str | Mapping[str, float]) -> np.ndarray | None:
-        """The factor of each class; None where there are none."""
+        """The loss factor of each class, or None."""
         if not given:
             return None
         if given == "balanced":
@@ -205,19 +204,19 @@ class Classification:
         return weights
 
     def normalized(self, images: jax.Array) -> jax.Array:
-        """Returns uint8 images as the model wants them, float32."""
+        """Normalizes uint8 images for the model, float32."""
         return images * (1 / (255 * self._std)) - self._mean / self._std
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy with smoothed and mixed targets; "accuracy" is against the heaviest class of
-        each target.
+        """Returns the mean cross entropy with smoothed and mixed targets; "accuracy" is that for the class with the
+        largest weight in each target.
         """
         erase_key, mix_key = jax.random.split(rngs)
         images = erase(self.normalized(batch["image"]), self._mixing.erasing, erase_key)
         targets = smoothed(batch["label"], len(self.class_names), self._smoothing)
         images, targets = mix(images, targets, self._mixing, mix_key)
         logits, heads = self._answers(model, images)
-        # Over soft targets, each class with its factor: sum_c w_c t_c (-log p_c).
+        # Cross entropy with soft targets and class factors: sum_c w_c t_c (-log p_c).
         weighted = targets if self._class_weights is None else targets * self._class_weights
 
         def entropy(logits: jax.Array) -> jax.Array:
@@ -237,7 +236,7 @@ class Classification:
         return losses.mean(), metrics
 
     def _answers(self, model: Model, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The model's logits, and where the loss asks for them those that it reports besides: "class" and "distilled"
+        """The model's logits, and, if the loss needs them, the logits that it reports besides: "class" and "distilled"
         for distillation, and those of ``aux_logits``.
         """
         logits = model(images).astype(jnp.float32)
@@ -246,11 +245,11 @@ class Classification:
         return logits, {name: value.astype(jnp.float32) for name, value in model.aux_logits().items()}
 
     def describe(self, split: str) -> str:
-        """Returns how many images of how many classes a split has."""
+        """Returns the numbers of images and classes of a split."""
         return f"{len(self.examples(split)):,} images of {len(self.class_names):,} classes"
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss" (plain cross entropy), "accuracy" and, beyond five classes, "top5"."""
+        """Returns "loss" (plain cross entropy), "accuracy" and, for more than five classes, "top5"."""
         return self.evaluate_rows(model, batch)[0]
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
@@ -261,8 +260,8 @@ class Classification:
         return metrics, {"label": batch["label"], "predicted": jnp.argmax(logits, axis=-1)}
 
     def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns the images and accuracy of each class, and the pairs (class, taken for) most confused, with their
-        counts.
+        """Returns the number of images and the accuracy of each class, and the most confused pairs (class, predicted
+        class) with their counts.
         """
         return explained(rows, self.class_names, "images")
 

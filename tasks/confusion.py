@@ -1,4 +1,4 @@
-"""What a classifier takes for what, and the figures of a whole split that are no means over its examples."""
+"""The confusions of a classifier, and the metrics of a whole split that are not means over its examples."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-_PAIRS = 20  # of confused classes, in the file at the end of a run
+_PAIRS = 20  # most confused pairs that are listed
 
 
 def explained(rows: Mapping[str, np.ndarray], class_names: Sequence[str], what: str) -> dict[str, Any]:
-    """The number of examples and the accuracy of each class, and the pairs (class, taken for) most confused, with their
-    counts.
+    """The number of examples and the accuracy of each class, and the most confused pairs (class, predicted class) with
+    their counts.
 
     Args:
       rows: "label" and "predicted" of each example.
-      class_names: of the labels.
-      what: the examples are, "images".
+      class_names: names of the labels.
+      what: what the examples are called, such as "images".
     """
     count = len(class_names)
     pairs, counts = np.unique(rows["label"].astype(np.int64) * count + rows["predicted"], return_counts=True)
@@ -36,8 +36,8 @@ def explained(rows: Mapping[str, np.ndarray], class_names: Sequence[str], what: 
 
 
 def f1(label: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """The harmonic mean of precision and recall: of class 1 of two, else the mean over the classes; 0 for a class that
-    is neither there nor predicted.
+    """F1, the harmonic mean of precision and recall: that of class 1 if there are two classes, else the mean over
+    classes; 0 for a class that neither occurs nor is predicted.
     """
     own, guessed = np.bincount(label, minlength=classes), np.bincount(predicted, minlength=classes)
     right = np.bincount(label[label == predicted], minlength=classes)
@@ -46,8 +46,8 @@ def f1(label: np.ndarray, predicted: np.ndarray, classes: int) -> float:
 
 
 def auroc(label: np.ndarray, score: np.ndarray) -> float:
-    """The part of the pairs of an example of class 1 and one of class 0 in which the former scores higher; equal scores
-    count half. Not-a-number where a class is missing.
+    """Area under the ROC curve: the fraction of pairs of an example of class 1 and one of class 0 in which the former
+    scores higher; equal scores count half. NaN if a class is missing.
     """
     score = score.astype(np.float64)
     _, rank, counts = np.unique(score, return_inverse=True, return_counts=True)

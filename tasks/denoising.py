@@ -1,14 +1,15 @@
-"""Denoising: a model learns the sequences of a task before it learns the task, from the task's own examples.
+"""Denoising: self-supervised pre-training on the sequences of a task, from the task's own examples.
 
-    masked    some tokens are hidden, and are to be found from all others        BERT (arXiv:1810.04805)
-    causal    each token is to be found from those before it                     for models that look back only
+    masked    some tokens are hidden and predicted from all others        BERT (arXiv:1810.04805)
+    causal    each token is predicted from those before it                     for causal models
 
-Never Train from Scratch (I. Amos et al., arXiv:2310.02980): after such a start on the data of Long Range Arena itself
-most of the difference between a Transformer and S4 is gone. The loss is cross entropy over the vocabulary, or of
-numbers (``inputs="linear"``) the absolute difference.
+Never Train from Scratch (I. Amos et al., arXiv:2310.02980): after such pre-training on the data of Long Range Arena
+itself, most of the difference between a Transformer and S4 is gone. The loss is cross entropy over the vocabulary, or
+for numbers (``inputs="linear"``) the absolute difference.
 
-It wraps any task whose examples have "tokens" or "values". The model is that of the task without its classifier;
-``weights=`` of a run of the task itself names the run of this one, whose body it takes, and its head begins anew::
+It wraps any task whose examples have "tokens" or "values". The model is that of the task without its classifier. A run
+of the task itself takes the pre-trained body with ``weights=``, the directory of this task's run, and a newly
+initialized head::
 
     python train.py --config=configs/long_range_arena.py:listops,variant=nano,denoise=masked --workdir=runs/masked
     python train.py --config=configs/long_range_arena.py:listops,variant=nano --config.weights=runs/masked
@@ -30,10 +31,10 @@ _OF_HEAD = ("num_classes", "head")
 
 
 class NoisyExamples:
-    """The examples of a split with some of it hidden.
+    """The examples of a split with some tokens hidden.
 
-    "tokens" (length,) int32 or "values" (length, features) float32, what the model sees; "targets", what was there, or
-    for the causal kind what follows; "places" (length,) float32, 1 where that counts; "mask" and "types" of the task.
+    "tokens" (length,) int32 or "values" (length, features) float32, the input; "targets", the original tokens, or for
+    the causal kind the next ones; "places" (length,) float32, 1 where the loss counts; "mask" and "types" of the task.
     """
 
     def __init__(self, task: Denoising, examples: Examples):
@@ -43,7 +44,7 @@ class NoisyExamples:
         return len(self._examples)
 
     def get(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Returns one example; without ``rng`` what is hidden follows from ``index``."""
+        """Returns one example; without ``rng`` the hidden tokens depend on ``index`` only."""
         own = np.random.Generator(np.random.Philox(key=[self._task.seed, 0], counter=[0, 0, 0, index]))
         return self._task.hide(self._examples.get(index, rng), own if rng is None else rng)
 
@@ -57,16 +58,16 @@ class Denoising:
     """Denoising of the sequences of a task.
 
     Args:
-      of: the task, a mapping with "name" and its options.
+      of: the task: a mapping with "name" and its options.
       kind: "masked" or "causal".
-      rate: part of the real tokens that is hidden; of the masked kind.
-      span: tokens that are hidden side by side.
-      replace: what stands for hidden tokens: "mask", always the mask token (of numbers 0); or "bert": of ten, eight
-        times that, once a random one and once the token itself.
-      seed: of what is hidden in evaluation.
+      rate: fraction of the real tokens that are hidden, for the masked kind.
+      span: number of consecutive tokens that are hidden together.
+      replace: the input at hidden tokens: "mask", always the mask token (0 for numbers), or "bert", the mask token with
+        probability 0.8, a random token with 0.1 and the token itself with 0.1.
+      seed: seed of the hidden tokens of evaluation.
 
     Raises:
-      ValueError: a task without sequences, or options that can't be.
+      ValueError: a task without sequences, or options out of range.
     """
 
     paper = (202,)
@@ -100,13 +101,13 @@ class Denoising:
         if "dual" in str(known.get("head", "")):
             raise ValueError('denoising reads one sequence: set pair="joint", or denoise a set of single sequences')
         self._vocab_size: int = known.get("vocab_size", 0)
-        # A task that has no use for one of its tokens lends it; else there is one more.
+        # A task may offer one of its unused tokens; else there is one more.
         self._mask_token: int = getattr(self._task, "mask_token", self._vocab_size)
         self._special = np.asarray(getattr(self._task, "special_tokens", ()), np.int32)
         self._kind, self._rate, self._span, self._replace, self.seed = kind, rate, span, replace, seed
 
     def model_options(self) -> dict[str, Any]:
-        """Returns those of the task but of its classifier, and what makes the model give tokens or numbers."""
+        """Returns the options of the task except its classifier's, and those for output at every token."""
         known = {name: value for name, value in self._task.model_options().items() if name not in _OF_HEAD}
         if self._vocab_size:
             known["vocab_size"] = max(self._vocab_size, self._mask_token + (self._kind == "masked"))
@@ -122,12 +123,12 @@ class Denoising:
         return NoisyExamples(self, self._task.examples(split))
 
     def describe(self, split: str) -> str:
-        """Returns what the task says of its data."""
+        """Returns the task's description of its data."""
         task = self._task
         return task.describe(split) if hasattr(task, "describe") else f"{len(task.examples(split)):,} examples"
 
     def hide(self, example: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """An example of the task as one of this one."""
+        """Converts an example of the task to one of this task."""
         linear = "values" in example
         seen = example["values" if linear else "tokens"]
         real = np.asarray(example.get("mask", example.get("real", np.ones(len(seen)))), bool)
@@ -149,7 +150,7 @@ class Denoising:
         return self._made(linear, noisy, seen, hidden, known)
 
     def _chosen(self, able: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Which places are hidden: as many spans as make the rate, at least one."""
+        """The hidden places, bool (length,): at least one span, and as many as give the rate."""
         chosen = np.zeros(length, bool)
         count = min(max(round(self._rate * len(able) / self._span), 1), len(able))
         for start in rng.choice(able, count, replace=False) if len(able) else ():
@@ -164,14 +165,14 @@ class Denoising:
         return {name: seen, "targets": targets, "places": places.astype(np.float32), **known}
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy, nats, or absolute difference of a place that counts."""
+        """Returns the mean cross entropy, nats, or mean absolute difference over the places that count."""
         del rngs
         metrics = self._metrics(model, batch, jnp.ones(batch["places"].shape[0], jnp.float32))
         total, count = metrics["loss"]
         return total / jnp.maximum(count, 1), metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss" and, of tokens, "accuracy" of the likeliest one."""
+        """Returns "loss" and, for tokens, "accuracy" of the most probable one."""
         return self._metrics(model, batch, batch["weight"])
 
     def _metrics(self, model: Model, batch: Batch, weight: jax.Array) -> Metrics:

@@ -1,7 +1,8 @@
-"""Distillation: the targets of a classifier's training come from another one too.
+"""Distillation: a classifier is also trained on the outputs of another one.
 
-Training data-efficient image transformers & distillation through attention (Touvron et al., 2021), section 4. With y
-the label, Z_t the teacher's logits, Z_c and Z_d the student's of its class token and of its distillation token:
+Training data-efficient image transformers & distillation through attention (Touvron et al., 2021, arXiv:2012.12877),
+section 4. With y the label, Z_t the teacher's logits, and Z_c and Z_d the student's logits of its class token and its
+distillation token:
 
     soft   (1 - weight) CE(Z_c, y) + weight T^2 KL(softmax(Z_t / T) || softmax(Z_d / T))
     hard   (1 - weight) CE(Z_c, y) + weight CE(Z_d, argmax Z_t)                                weight 1/2 is eq. 3
@@ -24,14 +25,14 @@ Teacher = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """How to train on a teacher's answers.
+    """Options of distillation.
 
     Attributes:
       teacher: arguments of ``zoo.create``: name and weights, or the working directory of a run as weights; all empty
         for no distillation.
-      kind: "hard", the teacher's likeliest class, or "soft", all its probabilities.
-      weight: of the teacher's part of the loss, in [0, 1].
-      temperature: that divides logits, "soft" only.
+      kind: "hard" uses the teacher's most probable class, "soft" all its probabilities.
+      weight: weight of the teacher's part of the loss, in [0, 1].
+      temperature: T, by which logits are divided; "soft" only.
 
     Raises:
       ValueError: an unknown kind, or numbers out of range.
@@ -59,8 +60,11 @@ class Distillation:
         """The loss of each example.
 
         Args:
-          labeled: (batch,) the loss of the labels.
+          labeled: (batch,), the loss for the labels.
           student, teacher: logits (batch, classes), float32.
+
+        Returns:
+          (batch,), the weighted sum of both losses.
         """
         teacher = jax.lax.stop_gradient(teacher)
         if self.kind == "hard":

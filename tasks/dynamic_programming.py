@@ -1,4 +1,4 @@
-"""Dynamic programming written out: problems whose answer follows from a table, an entry at a time."""
+"""Dynamic programming written out: problems whose answer follows from a table that is computed entry by entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.procedural import Procedural
 from tasks.registry import register
 
 PROBLEMS = ("longest_increasing_subsequence", "edit_distance", "arithmetic")
-LETTERS = 4  # of the strings of an edit distance
+LETTERS = 4  # alphabet of the strings of an edit distance
 OPERATORS = ("+", "-", "*")
 
 
@@ -25,7 +25,7 @@ def increasing(numbers: list[int], window: int | None) -> list[int]:
 
 
 def distances(a: list[int], b: list[int]) -> list[int]:
-    """Edit distances of the beginnings of two strings, row by row of ``a``, without the empty ones."""
+    """Edit distances between all non-empty prefixes of two strings, row by row for the prefixes of ``a``."""
     table = [list(range(len(b) + 1))]
     for i, left in enumerate(a, 1):
         row = [i]
@@ -37,24 +37,31 @@ def distances(a: list[int], b: list[int]) -> list[int]:
 
 @register("dynamic_programming")
 class DynamicProgramming(Procedural):
-    """Dynamic programming as a chain of thought (G. Feng et al., arXiv:2305.15408, section 4; of Mamba R. Ren et al.,
+    """Dynamic programming as a chain of thought (G. Feng et al., arXiv:2305.15408, section 4; for Mamba, R. Ren et al.,
     arXiv:2410.03810, section 5).
 
         5 2 8 6 3 | 1 1 2 2 2 | 2          longest increasing subsequence of 5 2 8 6 3
                    [1 1 2 2 2   2]
 
-    All entries of the table are asked for, and the answer; with ``steps=False`` the answer alone follows. Of edit
-    distances the table has a row for each letter of the first string; of arithmetic, modulo ``modulus``, an entry is
-    the expression with its first operation done that has two numbers. Training and validation have the same length.
-    Chance is that of a guess among the numbers, and of arithmetic with steps among all tokens.
+    The model must output all entries of the table, then the answer; with ``steps=False`` only the answer. The table of
+    edit distances has a row for each letter of the first string. For arithmetic, modulo ``modulus``, each step is the
+    expression after evaluating its first operation on two numbers. Training and validation have the same length. Chance
+    is that of a uniform guess among the numbers, or among all tokens for arithmetic with steps.
 
     Args:
-      length: numbers, letters of each string, or operands.
+      length: numbers, letters of each string, or operands of training and validation.
+      test_length: the same for test.
       problem: "longest_increasing_subsequence", "edit_distance" or "arithmetic".
-      steps: whether the table is written.
-      values: numbers are below it, entries of the table too.
-      window: an entry of a subsequence's table follows from at most ``window - 1`` before it; None from all.
-      modulus: of arithmetic.
+      steps: whether the table is part of the sequence.
+      values: upper bound (exclusive) of numbers and entries of the table.
+      window: an entry of the subsequence table depends on at most ``window - 1`` entries before it; None for all.
+      modulus: modulus of arithmetic.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: an unknown problem (similar names are suggested), ``values`` not above the lengths, or a ``window``
+        below 2 or for another problem than subsequences.
     """
 
     paper = (124,)
@@ -113,7 +120,9 @@ class DynamicProgramming(Procedural):
         return tokens, targets, asked if self._marks_are_asked() else asked & (targets != self.numbers)
 
     def _marks_are_asked(self) -> bool:
-        """Where a part ends must be known only where parts are of different lengths."""
+        """Whether the model must also output the marks between parts, which only matters if parts have different
+        lengths.
+        """
         return self.problem == "arithmetic" and self.steps
 
     def _expression(self, rng: np.random.Generator, operands: int) -> list[int]:
@@ -127,7 +136,7 @@ class DynamicProgramming(Procedural):
         return parts[0]
 
     def _reduced(self, expression: list[int]) -> list[int]:
-        """The expression with its first operation done that has two numbers."""
+        """The expression after evaluating its first operation on two numbers."""
         place = next(
             i
             for i in range(1, len(expression))

@@ -1,13 +1,13 @@
-"""Geometry by pointing: the answer is a sequence of positions of the given points, which are uniform in the unit
-square (Vinyals et al., 2015, arXiv:1506.03134, section 3).
+"""Geometry with pointer networks: the answer is a sequence of indices of the given points, which are uniform in the
+unit square (Vinyals et al., 2015, arXiv:1506.03134, section 3).
 
     convex_hull   2 4 3 5 6 7 2 0    the corners counter-clockwise from the lowest position, closed
     tsp           1 5 3 2 4 1 0      the shortest tour from the first point, closed
     delaunay      1 2 4 1 3 4 0      the triangles of the Delaunay triangulation
 
-Positions are from 1, and 0 ends an answer. Of a tour's two directions the one is taken whose second position is less
-than the one before the last (our choice). Positions ascend within a triangle, and triangles are ordered by the center
-of their inscribed circle, its first coordinate first.
+Positions count from 1, and 0 ends an answer. Of the two directions of a tour we take the one in which the second
+position is less than the last one before the closing (our choice). Positions ascend within a triangle, and triangles
+are sorted by the center of their inscribed circle, first coordinate first.
 
 The examples are computed: each is a function of (seed, split, index) alone.
 """
@@ -31,12 +31,12 @@ from tasks.task import Batch, Metrics, Model
 END = 0
 """Ends an answer."""
 MOST_CITIES = 12
-"""Points of the longest tour that is found exactly: Held and Karp's table has 2^n n rows."""
+"""Maximum number of points of a tour: the table of Held and Karp has 2^n n entries."""
 
 
 def convex_hull(points: np.ndarray) -> list[int]:
     """Corners (from 0) of the hull of (n, 2) points, counter-clockwise from the lowest index: monotone chains (Andrew,
-    1979). Points on an edge are no corners.
+    1979). Points on an edge are not corners.
     """
     order = np.lexsort((points[:, 1], points[:, 0])).tolist()
     at = points.astype(np.float64).tolist()
@@ -61,7 +61,7 @@ def shortest_tour(points: np.ndarray) -> list[int]:
     count = len(points) - 1
     distance = _distances(points)
     between = distance[1:, 1:]
-    length = np.full((1 << count, count), np.inf)  # of the shortest path through a subset that ends at a point
+    length = np.full((1 << count, count), np.inf)  # length of the shortest path through a subset that ends at a point
     before = np.zeros((1 << count, count), np.int64)
     length[1 << np.arange(count), np.arange(count)] = distance[0, 1:]
     for subset in range(1, 1 << count):
@@ -80,14 +80,14 @@ def shortest_tour(points: np.ndarray) -> list[int]:
 
 
 def delaunay(points: np.ndarray) -> list[tuple[int, int, int]]:
-    """Triangles (from 0) of the Delaunay triangulation of (n, 2) points, no four of which share a circle: those whose
-    circle holds no other point. All n^3 / 6 triples are tried with all points.
+    """Triangles (from 0) of the Delaunay triangulation of (n, 2) points, no four of which lie on a circle: the
+    triangles whose circumcircle contains no other point. All n^3 / 6 triples are tested against all points.
     """
     at = points.astype(np.float64)
     triples = _triples(len(at))
     a, b, c = (at[triples[:, corner]] for corner in range(3))
     doubled = _turn(a.T, b.T, c.T)
-    # A point is inside the circle of a, b, c, counter-clockwise, where this determinant is positive.
+    # A point is inside the circle of the counter-clockwise a, b, c if this determinant is positive.
     rows = [corner[:, None] - at for corner in (a, b, c)]
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = ((r[..., 0], r[..., 1], (r**2).sum(-1)) for r in rows)
     inside = ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
@@ -132,7 +132,7 @@ def _triples(count: int) -> np.ndarray:
 
 
 def _cycle(answer: list[int], size: int) -> list[int] | None:
-    """The positions of a closed answer, from 0, each once; None where it is no cycle of real points."""
+    """The positions of a closed answer, from 0, each once; None if it is not a cycle of real points."""
     cycle = answer[:-1]
     if len(cycle) < 3 or answer[-1] != answer[0] or len(set(cycle)) < len(cycle) or max(cycle) > size:
         return None
@@ -140,7 +140,7 @@ def _cycle(answer: list[int], size: int) -> list[int] | None:
 
 
 def _same_cycle(a: list[int], b: list[int]) -> bool:
-    """Whether two cycles are one, whatever they begin with and in whichever direction."""
+    """Whether two cycles are equal up to their start and direction."""
     if set(a) != set(b) or len(a) != len(b):
         return False
     first = a.index(b[0])
@@ -182,14 +182,14 @@ PROBLEMS: Mapping[str, tuple[Solve, Callable[..., dict[str, float]], Callable[[i
     "tsp": (lambda points: _closed(shortest_tour(points)), _tour_figures, lambda n: n + 2),
     "delaunay": (lambda points: [p for triple in delaunay(points) for p in triple], _triangle_figures, lambda n: 6 * n),
 }
-"""By name: the answer to (n, 2) points, from 0; the figures of an answer; positions of the longest, the end included
-(a triangulation has at most 2 n - 5 triangles).
+"""For each name: the function from (n, 2) points to the answer, counted from 0; the metrics of an answer; the maximum
+length for n points, including the end (a triangulation has at most 2 n - 5 triangles).
 """
 
 
 class GeometryExamples:
-    """Computed examples: "points" (n, 2) float32 and "target" (length,) int32, filled with 0, with "size" and
-    "target_size" () int32, how many are real; the end is part of the target.
+    """Computed examples: "points" (n, 2) float32 and "target" (length,) int32, padded with the end position, and "size"
+    and "target_size" () int32, the numbers of real entries; the target includes the end.
     """
 
     def __init__(self, task: Geometry, split: str, count: int, fewest: int, most: int):
@@ -219,14 +219,14 @@ class Geometry:
 
     Args:
       problem: "convex_hull", "tsp" or "delaunay".
-      points, fewest: of the largest and of the smallest example; sizes are uniform.
-      test_points: of every example of the test split; None: sizes as in training.
-      num_eval: examples of validation, and of test.
-      seed: of all examples.
-      end_position: ends an answer, and is what the model's decoder reads first; points are counted from 1.
+      points, fewest: number of points of the largest and of the smallest examples; sizes are uniform.
+      test_points: number of points of every example of the test split; None for sizes as in training.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+      end_position: ends an answer, and is the decoder's first input; points are counted from 1.
 
     Raises:
-      ValueError: an unknown problem (near ones are named), a number out of range, or tours of too many points.
+      ValueError: an unknown problem (similar names are suggested), a number out of range, or tours of too many points.
     """
 
     paper = (80,)
@@ -275,19 +275,19 @@ class Geometry:
         return GeometryExamples(self, split, NUM_TRAIN if split == "train" else self.num_eval, *sizes)
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy of a position, nats, after the true ones before it."""
+        """Returns the mean cross entropy of a position given the true positions before it (teacher forcing), nats."""
         del rngs
         metrics = self._forced(model, batch, jnp.ones(batch["target"].shape[0], jnp.float32))
         total, count = metrics["loss"]
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss" (nats per position) and "accuracy" (of the likeliest position after the true ones before)."""
+        """Returns "loss" (nats per position) and "accuracy" (of the most probable one), both with teacher forcing."""
         return self._forced(model, batch, batch["weight"])
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
-        """Returns what ``evaluate`` does, the points, the targets, and "answer" (rows, length) int32: what the model
-        points to by itself, the likeliest position at a time.
+        """Returns the metrics of ``evaluate``, and for each row the points, the target, and "answer" (rows, length)
+        int32, the model's own answer by greedy decoding.
         """
         steps = batch["target"].shape[1]
         logits = model(batch["points"], None, self._real(batch), steps=steps)
@@ -295,12 +295,12 @@ class Geometry:
         return self.evaluate(model, batch), {**rows, "answer": jnp.argmax(logits, -1).astype(jnp.int32)}
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns figures of the answers that a model gives by itself.
+        """Returns metrics of the answers of greedy decoding.
 
-        Of hulls "exact" (the same polygon), "simple" (a polygon whose sides don't cross) and "area" (the part of the
-        hull's that it covers, 0 where it is not simple: the paper's is area / simple); of tours "exact" (the same
-        tour), "valid" (each point once) and "length" (over the shortest, mean of the valid ones, if any); of
-        triangulations "exact" (the same triangles) and "triangles" (the part that is found).
+        For hulls "exact" (the same polygon), "simple" (a polygon whose sides don't cross) and "area" (the fraction of
+        the hull's area that it covers, 0 if it is not simple: the paper's is area / simple); for tours "exact" (the
+        same tour), "valid" (each point once) and "length" (relative to the shortest tour, averaged over the valid ones,
+        if any); for triangulations "exact" (the same triangles) and "triangles" (the fraction found).
         """
         figures = PROBLEMS[self.problem][1]
         found: dict[str, list[float]] = {}
@@ -312,7 +312,7 @@ class Geometry:
         return {name: float(np.mean(values)) for name, values in found.items()}
 
     def describe(self, split: str) -> str:
-        """Returns how many examples a split has."""
+        """Returns the number of examples of a split."""
         return f"{len(self.examples(split)):,} sets of points"
 
     @staticmethod
@@ -334,6 +334,6 @@ class Geometry:
         }
 
     def _ended(self, row: np.ndarray) -> list[int] | None:
-        """The positions before the end; None where there is no end, or nothing before it."""
+        """The positions before the end; None without an end or without positions before it."""
         listed = row.tolist()
         return listed[: listed.index(self.end_position)] or None if self.end_position in listed else None

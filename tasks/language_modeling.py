@@ -1,21 +1,21 @@
 """Language modeling: predict each next token of real text; bits per byte and perplexity.
 
-A split is one long stream of tokens, a separator before and after each document, cut into windows of
-``sequence_length`` predictions. Evaluation predicts every token of the stream but the first separator
-exactly once; what fills the last window counts nothing. Training windows are shifted at random by up
-to a window, so that epochs differ in where they cut.
+A split is one long stream of tokens, with a separator before and after each document, cut into windows of
+``sequence_length`` predictions. Evaluation predicts every token of the stream but the first separator exactly once; the
+padding of the last window does not count. Training windows are shifted at random by up to a window, so that epochs have
+different cuts.
 
 With ``packing`` a row holds whole documents instead (:mod:`tasks.packing`), each with the separator before it, and the
-model gets the document of each token. A document's last token predicts the separator that ends it, as in windows; no
-token sees another document, or predicts one. Training and evaluation have the same rows, and both predict every token
-of the stream but the first separator exactly once an epoch.
+model gets the segment id of each token. A document's last token predicts the separator that ends it, as in windows; no
+token sees or predicts another document. Training and evaluation have the same rows, and both predict every token of the
+stream but the first separator exactly once per epoch.
 
 With ``order="stream"`` windows are not shuffled: the stream is cut into as many lanes as a batch has rows, and each row
-of a batch goes on where it was in the batch before, in evaluation too. A model that reads piece by piece then keeps
-what it has read (:mod:`training.streaming`).
+of a batch continues the same row of the previous batch, in evaluation too. A model with a state then keeps it from
+batch to batch (:mod:`training.streaming`).
 
-Bits per byte compare models of different tokens: all bits over all bytes, the end of a document
-counting as one.
+Bits per byte make models with different tokenizers comparable: the total number of bits over the total number of bytes,
+where the end of a document counts as one byte.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tasks.registry import register
 from tasks.task import Batch, Metrics, Model
 
 _LONGEST_PROMPT = 256  # tokens of a prompt taken from the data
-_LONG_ENOUGH = 400  # bytes of a document that is worth going on with
-_SCANNED = 2**24  # tokens looked through at a time
+_LONG_ENOUGH = 400  # minimum bytes of a document that serves as a prompt
+_SCANNED = 2**24  # tokens scanned at a time
 _HEADER = 8  # bytes before the tokens of a stored stream
 
 
@@ -46,8 +46,8 @@ class Stream:
     """The tokens of a split.
 
     Attributes:
-      tokens: all of them; begins and ends with the separator.
-      num_bytes: bytes of the text, and one for each end of a document.
+      tokens: all tokens; the first and the last are separators.
+      num_bytes: bytes of the text, plus one for each end of a document.
     """
 
     def __init__(self, tokens: np.ndarray, num_bytes: int):
@@ -55,7 +55,7 @@ class Stream:
 
 
 def read(dataset: texts.TextDataset, split: str, tokenizer: tokenization.Tokenizer) -> Stream:
-    """Tokenizes a split; for a set that says where, once, into a file that is then mapped into memory.
+    """Tokenizes a split; for a data set with a ``cache``, once, into a file that is then memory-mapped.
 
     Raises:
       ValueError: the split has no text, or the file can't be written.
@@ -77,7 +77,7 @@ def read(dataset: texts.TextDataset, split: str, tokenizer: tokenization.Tokeniz
 
 
 def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokenization.Tokenizer) -> None:
-    """Writes num_bytes, then the tokens; the file has its name only once it is whole."""
+    """Writes num_bytes, then the tokens, to a temporary file that is renamed when it is complete."""
     separator = np.asarray([tokenizer.separator], np.min_scalar_type(tokenizer.vocab_size - 1))
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     size = 0
@@ -105,8 +105,8 @@ def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokeni
 class Windows:
     """Windows of a stream as examples.
 
-    "tokens" (length,) int32, and "targets" (length,) int32: the token that follows each; "real" (length,) float32: 1
-    for predictions that count; "bytes" () float32: bytes that those represent.
+    "tokens" (length,) int32, and "targets" (length,) int32: the next token of each; "real" (length,) float32: 1 for
+    predictions that count; "bytes" () float32: the bytes of these.
     """
 
     def __init__(self, stream: Stream, length: int, separator: int):
@@ -137,14 +137,16 @@ class Windows:
 
 
 class Lanes(Windows):
-    """Windows of a stream in order, as :class:`tasks.Streams`: those of :class:`Windows`, with "start"."""
+    """Windows of a stream in order, as :class:`tasks.Streams`: the fields of :class:`Windows`, and "start", () bool,
+    True for the first window of a lane.
+    """
 
     def parts(self, lanes: int) -> int:
         """Windows of each lane."""
         return -(-len(self) // lanes)
 
     def part(self, number: int, lane: int, lanes: int) -> dict[str, np.ndarray]:
-        """Returns a window of a lane; after the end of the stream nothing of it is real."""
+        """Returns a window of a lane; after the end of the stream "real" is 0 everywhere."""
         number %= self.parts(lanes)
         index = lane * self.parts(lanes) + number
         window = self.get(min(index, len(self) - 1), None)
@@ -156,8 +158,8 @@ class Lanes(Windows):
 class PackedDocuments:
     """Rows of whole documents as examples.
 
-    Those of :class:`Windows`, and "segment_ids" (length,) int32: which document of the row a token is of, from 0. What
-    fills the room after a document is of its segment and counts nothing.
+    The fields of :class:`Windows`, and "segment_ids" (length,) int32: the index of a token's document in the row, from
+    0. Padding after a document has its segment id and does not count.
     """
 
     def __init__(self, stream: Stream, length: int, separator: int, multiple: int = 1):
@@ -191,7 +193,7 @@ class PackedDocuments:
 
 
 def _places(tokens: np.ndarray, token: int) -> np.ndarray:
-    """Where ``token`` is, int64, a part of a mapped file at a time."""
+    """The indices of ``token``, int64; a memory-mapped file is scanned part by part."""
     found = [
         np.flatnonzero(tokens[start : start + _SCANNED] == token) + start for start in range(0, len(tokens), _SCANNED)
     ]
@@ -204,15 +206,15 @@ class LanguageModeling:
 
     Args:
       dataset: "stdlib", or a mapping with "name" ("stdlib", "files", "tfds") and the options of that set.
-      sequence_length: tokens that a model reads at once.
-      tokenizer: a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None reads bytes.
-      separator: the token of that file that ends a document; None looks for the usual ones.
-      special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters
-        are text.
-      prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
-      order: "shuffled" windows, or "stream": windows in the order of the text, for models that keep what they read.
-      packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; one longer
-        than a row fills rows of its own, and what is left of it is one document more.
+      sequence_length: number of tokens of a row.
+      tokenizer: a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None for bytes.
+      separator: the tokenizer's token that ends a document; None looks for the usual ones.
+      special_tokens: whether the text of a special token in a document is encoded as that token; otherwise as plain
+        text.
+      prompt: the beginning of the sample at the end of a run; None for the beginning of a held-out document.
+      packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; a document
+        that is longer than a row fills rows of its own, and the remainder counts as another document.
+      order: "shuffled" windows, or "stream": windows in the order of the text, for models that keep a state.
 
     Raises:
       ValueError: unknown names or options (near ones are named), or data that can't be used.
@@ -260,7 +262,7 @@ class LanguageModeling:
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def align(self, multiple: int) -> None:
-        """As :class:`tasks.Aligns`, where documents are packed.
+        """As in :class:`tasks.Aligns`, for packed documents.
 
         Raises:
           ValueError: ``multiple`` does not divide the length of a row.
@@ -274,7 +276,7 @@ class LanguageModeling:
         self._multiple, self._examples = multiple, {}
 
     def examples(self, split: str) -> Windows | PackedDocuments:
-        """Returns the windows of a split, or its rows of documents.
+        """Returns the windows of a split, or its rows of packed documents.
 
         Raises:
           ValueError: there is no such split, or it has no text.
@@ -293,7 +295,7 @@ class LanguageModeling:
         return self._examples[split]
 
     def describe(self, split: str) -> str:
-        """Returns how many bytes and tokens a split has."""
+        """Returns the numbers of bytes and tokens of a split."""
         examples = self.examples(split)
         if isinstance(examples, PackedDocuments):
             documents = f"{examples.num_documents:,} documents, {examples.num_bytes:,} bytes"
@@ -308,12 +310,11 @@ class LanguageModeling:
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss" (nats per token), "bits_per_byte" and "accuracy" (of the likeliest token)."""
+        """Returns "loss" (nats per token), "bits_per_byte" and "accuracy" (of the most probable token)."""
         return self._metrics(model, batch, batch["weight"])
 
     def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Returns what is not a mean over parts but follows from the figures of a whole split: "perplexity" per
-        token."""
+        """Returns metrics that follow from those of a whole split: "perplexity" per token."""
         return {"perplexity": math.exp(min(figures["loss"], 700.0))}
 
     def sample_prompt(self) -> list[int]:

@@ -8,9 +8,9 @@
     pathfinder    32 x 32 pixels, paths of 14 dashes                 2   pixels             drawn, or the authors' files
     path_x        128 x 128 of the same; _64 and _256 as well        2   pixels             drawn, or the authors' files
 
-Published accuracy of the Transformer, per cent: 36.37, 64.27, 57.46, 42.44, 71.40, and no better than chance on Path-X;
-of all models of the paper 55.01 on average at most (BigBird). ``configs/long_range_arena.py`` has the authors' models
-and recipes, ``python -m benchmarks.long_range_arena`` compares mixers.
+Published accuracy of the Transformer, percent: 36.37, 64.27, 57.46, 42.44, 71.40, and chance on Path-X; the best
+average of the paper's models is 55.01 (BigBird). ``configs/long_range_arena.py`` has the authors' models and recipes,
+``python -m benchmarks.long_range_arena`` compares mixers.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class LongRangeArena(SequenceClassification):
       part: a key of :data:`PARTS`.
       dataset: options of its data set that replace those of the part (``path``, ``cache``, ``seed``, ...), or with
         "name" another one in its place.
-      length, inputs, class_token: as of :class:`tasks.SequenceClassification`; None is what the part has.
+      length, inputs, class_token: as in :class:`tasks.SequenceClassification`; None uses the setting of the part.
 
     Raises:
-      ValueError: an unknown part or option (near ones are named), or data that can't be used.
+      ValueError: an unknown part or option (similar names are suggested), or data that can't be used.
     """
 
     paper = (132,)

@@ -1,7 +1,7 @@
-"""What varies a whole batch, on the device: mixup, CutMix and random erasing.
+"""Augmentation of a whole batch, on the device: mixup, CutMix and random erasing.
 
-- mixup: H. Zhang et al., arXiv:1710.09412. CutMix: S. Yun et al., arXiv:1905.04899. Each image is mixed
-  with its mirror in the batch (the last with the first), as timm does, and targets alike.
+- mixup: H. Zhang et al., arXiv:1710.09412. CutMix: S. Yun et al., arXiv:1905.04899. Each image is mixed with its mirror
+  in the batch (the first with the last), as in timm, and targets too.
 - Random erasing: Z. Zhong et al., arXiv:1708.04896, filled with normal noise (timm's mode "pixel").
 """
 
@@ -20,10 +20,10 @@ class Mixing:
 
     Attributes:
       mixup: both parameters of the Beta distribution of mixup's weight; 0 is off.
-      cutmix: those of CutMix's; 0 is off.
-      probability: of mixing at all.
-      switch: of CutMix rather than mixup, where both are on.
-      mode: "batch" draws once for the batch, "element" for each image.
+      cutmix: the same for CutMix; 0 is off.
+      probability: probability of mixing.
+      switch: probability of CutMix rather than mixup, if both are on.
+      mode: "batch" samples once for the batch, "element" for each image.
       erasing: probability of erasing a box of an image.
     """
 
@@ -50,7 +50,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
     Args:
       images: (batch, height, width, channels), floating.
       targets: (batch, classes), each row summing to 1.
-      mixing: what to do.
+      mixing: the options.
       key: PRNG key.
 
     Returns:
@@ -65,7 +65,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
     cut = jax.random.bernoulli(
         switch_key, mixing.switch if mixing.mixup and mixing.cutmix else float(mixing.cutmix > 0), (n,)
     )
-    lam = jnp.ones((n,))  # what an image keeps of itself
+    lam = jnp.ones((n,))  # weight of an image itself
     if mixing.mixup:
         lam = _beta(mixup_key, mixing.mixup, n)
     if mixing.cutmix:
@@ -88,12 +88,12 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
 def erase(images: jax.Array, probability: float, key: jax.Array) -> jax.Array:
     """Fills a random box of some images with standard normal noise.
 
-    The box covers 2 % to 33 % of the image, its aspect ratio is 0.3 to 3.3 (uniform in the logarithm);
-    of ten candidates the first that fits is taken, and none where none fits.
+    The box covers 2 % to 33 % of the image, its aspect ratio is 0.3 to 3.3 (uniform in the logarithm); of ten
+    candidates the first that fits is taken, or none.
 
     Args:
       images: (batch, height, width, channels), normalized.
-      probability: with which an image is changed.
+      probability: probability that an image is changed.
       key: PRNG key.
     """
     if not probability:
@@ -114,16 +114,14 @@ def erase(images: jax.Array, probability: float, key: jax.Array) -> jax.Array:
 
 
 def _beta(key: jax.Array, both: float, n: int) -> jax.Array:
-    """Draws from Beta(both, both); JAX's sampler compiles for a second, and CutMix's usual Beta(1, 1) is uniform."""
+    """Samples Beta(both, both); the usual Beta(1, 1) is uniform, which saves a second of compiling JAX's sampler."""
     return jax.random.uniform(key, (n,)) if both == 1 else jax.random.beta(key, both, both, (n,))
 
 
 def _centered_box(
     height: int, width: int, side: jax.Array, y: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A box of ``side`` times the image, both ways, about (y, x); what is outside the image is cut off by the image's
-    end.
-    """
+    """A box of ``side`` times the image's height and width, centered at (y, x); it may extend beyond the image."""
     half_height, half_width = (height * side).astype(int) // 2, (width * side).astype(int) // 2
     return y - half_height, x - half_width, y + half_height, x + half_width
 
