@@ -217,7 +217,7 @@ class LanguageModeling:
       order: "shuffled" windows, or "stream": windows in the order of the text, for models that keep a state.
 
     Raises:
-      ValueError: unknown names or options (near ones are named), or data that can't be used.
+      ValueError: unknown names or options (similar ones are suggested), or data that can't be used.
     """
 
     needs: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
-"""Documents packed into rows: whole where they fit, with as few rows as best fit finds.
+"""Packing of documents into rows: whole where they fit, with few rows by best-fit-decreasing.
 
     documents -> pieces of at most a row (a longer document fills rows of its own; what is left of it is one more piece)
               -> the longest first, each into the fullest row that has room for it
 
 (Fewer Truncations Improve Language Modeling, arXiv:2404.10830, section 3.) Cutting a stream into windows, in contrast,
-cuts two documents a row, however short they are.
+cuts two documents per row, however short they are.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 
 
 class Pieces(NamedTuple):
-    """Pieces of documents, sorted by row and within a row by ``start``; int64 (pieces,) each, and of rows (rows + 1,).
+    """Pieces of documents, sorted by row and within a row by ``start``; int64 (pieces,) each, except ``first``, (rows +
+    1,).
 
     Attributes:
-      start: where in the stream a piece begins.
-      size: its tokens.
-      first: of each row, its first piece; at the end the number of all.
+      start: index in the stream at which a piece begins.
+      size: number of tokens of a piece.
+      first: index of the first piece of each row, then the number of all pieces.
     """
 
     start: np.ndarray
@@ -32,11 +33,11 @@ class Pieces(NamedTuple):
 def pack(borders: np.ndarray, length: int, multiple: int = 1) -> Pieces:
     """Packs the documents of a stream into rows.
 
-    Time is that of a sort and, in Python, a few microseconds a piece.
+    It takes the time of a sort plus, in Python, a few microseconds per piece.
 
     Args:
-      borders: where in the stream each document begins, ascending, and where the last one ends.
-      length: tokens of a row.
+      borders: index in the stream at which each document begins, ascending, and that at which the last one ends.
+      length: number of tokens of a row.
       multiple: documents begin in their row at multiples of this many tokens; it divides ``length``.
     """
     starts, sizes = borders[:-1], np.diff(borders)
@@ -51,10 +52,10 @@ def pack(borders: np.ndarray, length: int, multiple: int = 1) -> Pieces:
 
 
 def _best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each piece, the longest placed first; no two rows' contents together fit in one."""
+    """The row of each piece, the longest placed first; the contents of no two rows fit into one."""
     rows = np.empty(len(sizes), np.int64)
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the room that they have
-    rooms: list[int] = []  # ascending, those that some row has
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by remaining room
+    rooms: list[int] = []  # the values of remaining room that occur, ascending
     count = 0
     for piece in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[piece])

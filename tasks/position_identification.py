@@ -1,4 +1,4 @@
-"""Positions from tokens alone: the two tasks on which relative positions differ from universal ones."""
+"""Position identification: two tasks that separate relative positional encodings from universal ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.registry import register
 
 PROBLEMS = ("position", "even_tokens")
 SPARE = 20
-"""Numbers that no random token has, for a constant answer."""
+"""Tokens that random sequences do not use, for a constant answer."""
 
 
 @register("position_identification")
@@ -20,17 +20,22 @@ class PositionIdentification(Procedural):
         position       7 3 9 3        even_tokens    7 3 9 4
                       [1 2 3 4]                     [3 4 . .]
 
-    Tokens are random. Asked for at each is its own position, counted from 1, which no token holds; or the tokens of
-    even positions, one after the other from the first position on, and behind them one constant. The paper has 128
-    tokens of a vocabulary of 1000. A model is to have no positions but those of its mixer. Training, validation and
-    test have lengths of their own; a position that training has not is never predicted. Chance is 1 / length of the
-    positions, of even tokens one half and a little: the constant.
+    Tokens are random. The target of each is its own position, counted from 1; or the targets are the tokens of even
+    positions, in order from the first position on, followed by a constant. The paper has 128 tokens of a vocabulary of
+    1000. The model should have no positions except those of its mixer. With a ``test_length`` above ``length``
+    positions occur in the test that training never shows. Chance is 1 / length for positions, and a little more than
+    one half for even tokens, because of the constant.
 
     Args:
-      length: tokens.
-      test_length: None is ``length``.
+      length: number of tokens of training and validation.
+      test_length: number of tokens of the test; None for ``length``.
       problem: "position" or "even_tokens".
-      vocab_size: tokens and answers; random tokens are the first ``vocab_size`` - 20.
+      vocab_size: number of tokens and answers; random tokens are the first ``vocab_size`` - 20.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: an unknown problem (similar names are suggested), or a ``vocab_size`` that is too small.
     """
 
     paper = (1,)

@@ -1,7 +1,7 @@
 """Downloads a TFDS set and writes it as array_record: ``python -m tasks.prepare cifar10``.
 
-Most builders of TFDS need TensorFlow for this, once; reading what they wrote does not. ImageNet-1k
-(imagenet2012) must be downloaded by hand: --manual_dir names where its archives lie.
+Most builders of TFDS need TensorFlow for this step, but not for reading the result. ImageNet-1k (imagenet2012) must be
+downloaded manually: --manual_dir is the directory of its archives.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tasks.datasets.prepared import Prepared, open_builder
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
-    """Prepares the TFDS set ``name``, or the embedded "digits", and returns where it lies.
+    """Prepares the TFDS set ``name``, or the embedded "digits", and returns its path.
 
     Args:
-      name: of the set, in TFDS.
-      data_dir: where TFDS keeps data sets; None is its default.
-      manual_dir: where archives lie that can't be downloaded by a program.
+      name: name of the set in TFDS.
+      data_dir: directory of TFDS data sets; None for TFDS's default.
+      manual_dir: directory of archives that must be downloaded manually.
 
     Raises:
-      ValueError: an unknown name (near ones are named), data that is there but is not array_record or
-        not image classification, or TensorFlow is missing.
+      ValueError: an unknown name (similar ones are suggested), existing data that are not array_record or not image
+        classification, or missing TensorFlow.
     """
     if name == "digits":
         return str(digits.prepare(data_dir).data_path)
@@ -34,7 +34,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     if builder.data_path.exists():
         Prepared(name, data_dir)
         return str(builder.data_path)
-    if importlib.util.find_spec("tensorflow") is None:  # found out now, and not after the download
+    if importlib.util.find_spec("tensorflow") is None:  # fail before the download
         raise ValueError("preparing a TFDS set needs TensorFlow: python -m pip install -e '.[prepare]'")
     builder.download_and_prepare(
         file_format="array_record", download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--data_dir", help="where TFDS keeps data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"
     )
-    parser.add_argument("--manual_dir", help="where archives lie that were downloaded by hand")
+    parser.add_argument("--manual_dir", help="directory of manually downloaded archives")
     arguments = parser.parse_args()
     try:
         print(prepare(**vars(arguments)))

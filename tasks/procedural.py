@@ -1,8 +1,8 @@
-"""What the procedural tasks share: examples that are computed, not stored, and marks at the positions that count.
+"""The base of procedural tasks: examples that are computed, not stored, with a mask of the positions that count.
 
-An example is a function of (seed, split, index) alone, so that nothing is kept and any worker may
-make it. The training split has more examples than a run will see; validation has the training length,
-test its own: a model that has learned the rule, and not the length, holds there.
+An example is a function of (seed, split, index) alone, so nothing is stored and any worker can make it. The training
+split has more examples than a run will see. Validation has the training length; test has its own, which shows whether a
+model generalizes to other lengths.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from tasks.task import Batch, Metrics, Model
 
 SPLITS = ("train", "validation", "test")
 NUM_TRAIN = 2**24
-"""Examples of an epoch of a training split."""
+"""Number of examples of an epoch of a training split."""
 
 
 class ProceduralExamples:
-    """Computed examples: "tokens" (length,) int32, "targets" (length,) int32: what is to be predicted at each
-    token, and "answers" (length,) float32: 1 where that counts."""
+    """Computed examples: "tokens" (length,) int32, "targets" (length,) int32, the prediction target of each token, and
+    "answers" (length,) float32, 1 where the target counts.
+    """
 
     def __init__(self, task: Procedural, split: str, count: int, size: int):
         self._task, self._split, self._count, self._size = task, SPLITS.index(split), count, size
@@ -47,15 +48,18 @@ class Procedural:
     """Base of tasks whose examples are computed.
 
     Args:
-      length: of training examples, in the task's own unit.
-      test_length: of test examples.
-      num_eval: examples of validation, and of test.
-      seed: of all examples.
+      length: length of training and validation examples, in the task's own unit.
+      test_length: length of test examples.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: a length below ``shortest``, or ``num_eval`` below 1.
 
     Attributes:
-      chance: the accuracy of a guess that knows all but what is to be recalled or computed.
-      vocab_size: tokens.
-      padding: fills rows behind shorter examples, where there are any: the model gets a mask of the other tokens.
+      chance: the accuracy of guessing by a model that knows the format of the task, but not the answers.
+      vocab_size: number of different tokens.
+      padding: the token that pads shorter examples, which the model gets masked; None if all have full length.
     """
 
     needs: tuple[str, ...] = ()
@@ -76,7 +80,7 @@ class Procedural:
         self.length, self.test_length, self.num_eval, self.seed = length, test_length, num_eval, seed
 
     def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (tokens, targets, answers) of one example: their shape depends on ``length`` alone."""
+        """Returns (tokens, targets, answers) of one example: arrays whose size depends on ``length`` only."""
         raise NotImplementedError
 
     def model_options(self) -> dict[str, Any]:
@@ -99,14 +103,14 @@ class Procedural:
         )
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy of an answer, nats."""
+        """Returns the mean cross entropy of the answers, nats."""
         del rngs
         metrics = measure(self._logits(model, batch), batch, jnp.ones(batch["tokens"].shape[0], jnp.float32))
         total, count = metrics["loss"]
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss", "accuracy" over answers, and "exact": the part of examples whose answers are all right."""
+        """Returns "loss", "accuracy" over answers, and "exact": the fraction of examples without a wrong answer."""
         return measure(self._logits(model, batch), batch, batch["weight"])
 
     def _logits(self, model: Model, batch: Batch) -> jax.Array:

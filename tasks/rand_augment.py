@@ -1,8 +1,8 @@
-"""RandAugment: a few random distortions of one strength (E. Cubuk et al., arXiv:1909.13719).
+"""RandAugment: a few random distortions of the same magnitude (E. Cubuk et al., arXiv:1909.13719).
 
-The semantics, operations and ranges are those of timm's "increasing" set, with which DeiT and its
-successors were trained: each layer draws one of fifteen operations, applies it with probability p,
-and perturbs its magnitude by a normal of standard deviation mstd, clipped to [0, 10].
+The semantics, operations and ranges are those of timm's "increasing" set, with which DeiT and its successors were
+trained: each layer samples one of fifteen operations, applies it with probability p, and perturbs its magnitude by a
+normal of standard deviation mstd, clipped to [0, 10].
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Settings:
 
     Attributes:
       level: magnitude / 10, in [0, 1].
-      sign: 1 or -1, for operations that go both ways.
-      resample: how geometric operations interpolate.
-      fill: value of what comes into the picture from outside.
+      sign: 1 or -1, for operations with two directions.
+      resample: interpolation of geometric operations.
+      fill: value of pixels from outside the image.
     """
 
     level: float
@@ -51,7 +51,7 @@ def _solarize_add(image: Image.Image, settings: Settings) -> Image.Image:
 
 
 def _posterize(image: Image.Image, settings: Settings) -> Image.Image:
-    dropped = 4 + int(4 * settings.level)  # all eight bits at the greatest level, which ImageOps.posterize refuses
+    dropped = 4 + int(4 * settings.level)  # all eight bits at the maximum level, which ImageOps.posterize refuses
     return image.point([i >> dropped << dropped for i in range(256)] * len(image.getbands()))
 
 
@@ -91,9 +91,9 @@ class RandAugment:
 
     Attributes:
       magnitude: strength, 0 to 10.
-      layers: operations drawn for an image.
+      layers: number of operations sampled for an image.
       spread: standard deviation of the magnitude.
-      probability: with which each drawn operation is applied.
+      probability: probability that a sampled operation is applied.
     """
 
     magnitude: float = 10.0

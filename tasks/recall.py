@@ -1,5 +1,5 @@
-"""Recall: what was seen must be found again. Five procedural tasks; each docstring states its layout, its sizes'
-source, and chance.
+"""Recall of earlier tokens: five procedural tasks. Each docstring gives the layout, the source of the sizes, and
+chance.
 
 In the layouts below ``_`` is a filler and the answers, in brackets, are what the model must predict at
 the token above them.
@@ -20,13 +20,14 @@ class SelectiveCopying(Procedural):
         _ a _ _ b _ c | ? ? ?
                        [a b c]
 
-    Data tokens lie at random places among fillers; at the markers they are asked for in order. The
-    spaces vary, so that no fixed convolution solves it. The paper's sizes: 4096 tokens, 16 of them
-    data, a vocabulary of 16. Chance is 1 / (vocab_size - 2): all but the filler and the marker.
+    Data tokens are at random places among fillers; at the markers the model must output them in order. The gaps vary,
+    so no fixed convolution solves it. The paper's sizes: 4096 tokens, 16 of them data, a vocabulary of 16. Chance is 1
+    / (vocab_size - 2): a guess among all tokens except the filler and the marker.
 
     Args:
-      length: tokens before the markers.
-      memorize: data tokens.
+      length: number of tokens before the markers.
+      test_length: the same for the test; None for ``length``.
+      memorize: number of data tokens.
       vocab_size: filler 0, marker vocab_size - 1, and the data tokens between.
     """
 
@@ -66,15 +67,16 @@ class InductionHeads(Procedural):
         c b S a d b c S
                       [a]
 
-    A special token occurs once among random ones, and at the end: what followed it the first time is
-    asked for. The paper trains at 256 tokens, a vocabulary of 16, and tests from 64 to 1 048 576.
-    Chance is 1 / (vocab_size - 1): all but the special token.
+    A special token occurs once among random ones, and again at the end, where the model must output the token that
+    followed the first occurrence. The paper trains with 256 tokens and a vocabulary of 16, and tests on 64 to 1 048 576
+    tokens. Chance is 1 / (vocab_size - 1): a guess among all tokens except the special one.
 
     Args:
-      length: tokens of the longest training example.
-      shortest_length: tokens of the shortest one; None is ``length``, as in the paper. Shorter ones teach the rule
-        sooner. The lengths are log-uniform, what follows the question is random, and validation and test have
-        exactly the full length.
+      length: number of tokens of the longest training example, and of validation.
+      test_length: number of tokens of test examples.
+      shortest_length: number of tokens of the shortest training example; None for ``length``, as in the paper. Shorter
+        examples make learning faster. The lengths are log-uniform, the tokens after the question are random, and
+        validation and test have exactly the full length.
       vocab_size: the special token is vocab_size - 1.
     """
 
@@ -117,15 +119,15 @@ class Copying(Procedural):
         < b a c > b a
                 [b a c]
 
-    A string of random letters between a begin and a copy token, then the string again; each letter is
-    predicted from the true ones before it. Training strings have random lengths up to ``length``, those
-    of validation and test exactly the full length. Chance is 1 / letters. C. Cui et al., arXiv:2406.16168, examine MLPs
-    with it.
+    A string of random letters between a begin and a copy token, then the string again; each letter is predicted given
+    the true letters before it. Training strings have random lengths up to ``length``, those of validation and test
+    exactly the full length. Chance is 1 / letters. C. Cui et al., arXiv:2406.16168, study MLPs with it.
 
     Args:
-      length: letters of the longest training string.
-      shortest_string: letters of the shortest one.
-      letters: the alphabet; begin and copy token come on top.
+      length: number of letters of the longest training string, and of validation.
+      test_length: number of letters of test strings.
+      letters: size of the alphabet, without the begin and copy tokens.
+      shortest_string: number of letters of the shortest training string.
     """
 
     paper = (124,)
@@ -166,20 +168,20 @@ class MultiQueryRecall(Procedural):
         k1 v1 k2 v2 | _ k2 _ _ k1 _
                        [v2]   [v1]
 
-    Pairs of a key and a value, then each key once more, at distances that follow a power law; its
-    value is asked for there. Keys are the lower half of the vocabulary, values the upper one. The
-    paper's sizes: a vocabulary of 8192, lengths of 64 to 512 with 4 to 64 pairs. Chance is 1 / pairs:
-    a guess among the values shown.
+    Pairs of a key and a value, then each key once more, at distances that follow a power law; there the model must
+    output its value. Keys are in the lower half of the vocabulary, values in the upper half. The paper's sizes: a
+    vocabulary of 8192, lengths of 64 to 512 with 4 to 64 pairs. Chance is 1 / pairs: a guess among the values shown.
 
     Args:
-      length: tokens, pairs and queries together.
-      pairs: of keys and values; the test has as many.
-      vocab_size: even.
-      power: of the distances: the weight of a distance d is d ** (power - 1).
-      random_filler: fillers are random values instead of one token.
-      overwritten: so many of the keys, at most all, are stored twice, under another value: the last one is asked for.
-        What is stored is in random order, then as ever the keys once more, each once; chance is
-        1 / (pairs + overwritten), a guess among all values shown.
+      length: number of tokens of training and validation, pairs and queries together.
+      test_length: number of tokens of the test.
+      pairs: number of keys; the same in the test.
+      vocab_size: number of tokens, even.
+      power: exponent of the distances: the weight of a distance d is d ** (power - 1).
+      random_filler: fillers are random values instead of a single token.
+      overwritten: number of keys, at most all, that are stored twice, with different values, of which the last counts.
+        Pairs are then in random order, and each key is still queried once; chance is 1 / (pairs + overwritten), a guess
+        among all values shown.
     """
 
     def __init__(
@@ -221,18 +223,19 @@ class MultiQueryRecall(Procedural):
 
 @register("passkey")
 class Passkey(Procedural):
-    """A pass key in irrelevant text, in bytes (A. Mohtashami, M. Jaggi, arXiv:2305.16300, section 4.2; a needle in a
-    haystack).
+    """A pass key in irrelevant text, in bytes (A. Mohtashami, M. Jaggi, arXiv:2305.16300, section 4.2), a
+    needle-in-a-haystack test.
 
         ... The pass key is 48213. Keep it. ... What is the pass key? It is 48213
                                                                            [48213]
 
-    The same few sentences over and over, the key among them at a random place, and the question at the
-    end; each digit is predicted from the true ones before it. Chance is 1/10.
+    A few sentences are repeated, with the key at a random place and the question at the end; each digit is predicted
+    given the true digits before it. Chance is 1/10.
 
     Args:
-      length: bytes of an example.
-      digits: of the key.
+      length: number of bytes of training and validation examples.
+      test_length: number of bytes of test examples.
+      digits: number of digits of the key.
     """
 
     vocab_size, chance = 256, 0.1

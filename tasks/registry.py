@@ -1,4 +1,4 @@
-"""Tasks by name."""
+"""The registry of tasks by name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _Class = TypeVar("_Class", bound=Callable[..., Any])
 
 
 def construct(kind: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Calls ``make(**options)``; unknown and missing options are refused in a message about ``kind``.
+    """Calls ``make(**options)`` after checking the options; ``kind`` names it in error messages.
 
     Raises:
-      ValueError: an option that ``make`` does not take, or lacks one that it needs.
+      ValueError: an option that ``make`` does not take, or a missing one that it needs.
     """
     parameters = inspect.signature(make).parameters
     for option in options:
@@ -31,15 +31,16 @@ def construct(kind: str, make: Callable[..., Any], options: dict[str, Any]) -> A
 
 
 def construct_named(kind: str, classes: Mapping[str, str], name: str, options: dict[str, Any]) -> Any:
-    """Makes the one of several data sets that has a name; its file under tasks/datasets is imported only then: TFDS
-    takes a second.
+    """Makes a data set by name. Its file under tasks/datasets is imported only then, as importing TFDS takes a second.
 
     Args:
-      kind: of thing, for messages.
+      kind: what is made, for error messages.
       classes: "file.Class" by name.
+      name: a key of ``classes``.
+      options: arguments of the class.
 
     Raises:
-      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+      ValueError: an unknown name or option (similar ones are suggested), or data that can't be used.
     """
     if name not in classes:
         raise ValueError(unknown(kind, name, classes))
@@ -48,7 +49,11 @@ def construct_named(kind: str, classes: Mapping[str, str], name: str, options: d
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Registers a Task class under ``name``."""
+    """Class decorator: registers a task under ``name``.
+
+    Raises:
+      ValueError: the name is taken.
+    """
 
     def add(task: _Class) -> _Class:
         if name in _TASKS:
@@ -60,10 +65,10 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
 
 def lookup(name: str) -> Callable[..., Task]:
-    """Returns the class of the task ``name``, for what it ``needs`` before it is made.
+    """Returns the class of the task ``name``, for example to read what it ``needs``.
 
     Raises:
-      ValueError: there is no such task; near matches are named.
+      ValueError: there is no such task; the message suggests similar names.
     """
     if name not in _TASKS:
         raise ValueError(unknown("task", name, _TASKS))
@@ -75,11 +80,10 @@ def create(name: str, **options: Any) -> Task:
 
     Args:
       name: one of :func:`list_tasks`.
-      **options: the arguments of its class, and what it ``needs`` of the model.
+      **options: arguments of its class, including what it ``needs`` from the model.
 
     Raises:
-      ValueError: an unknown task or option (near matches are named), a missing option, or
-        invalid data.
+      ValueError: an unknown task or option (similar names are suggested), a missing option, or invalid data.
     """
     return construct(f"task {name}", lookup(name), options)
 

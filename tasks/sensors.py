@@ -1,14 +1,14 @@
-"""Continuous sequence-to-sequence prediction: numbers that are wanted from those that a sensor reads, at a lower rate
-(Bhirangi et al., 2024, arXiv:2402.10211).
+"""Continuous sequence-to-sequence prediction: numbers are predicted from sensor readings, at a lower rate (Bhirangi et
+al., 2024, arXiv:2402.10211).
 
     accelerometer   velocity from acceleration with a bias that drifts, and noise
     force           the force on a sensor that saturates and lags
     csv             columns of the user's files
 
-An example is a window of ``length`` readings, and what is wanted at the end of each ``ratio`` of them. The first two
-sources are computed: an example is a function of (seed, split, index) alone, of readings 50 times a second. The authors
-append to each reading its change since the one before, and norm readings and targets to a mean of 0 and a deviation of
-1; the figures here are of normed targets too.
+An example is a window of ``length`` readings, with a target at the end of every ``ratio`` of them. The first two
+sources are computed: an example is a function of (seed, split, index) alone, with 50 readings per second. As the
+authors do, each reading has its change since the previous one appended, and readings and targets are normalized to mean
+0 and standard deviation 1; metrics are for normalized targets.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tasks.registry import register
 from tasks.task import Batch, Metrics, Model
 
 Window = tuple[np.ndarray, np.ndarray]
-"""Readings (length, sensors) and what is wanted at each of them (length, outputs), float64."""
+"""Readings (length, sensors) and targets at each of them (length, outputs), float64."""
 RATE = 50.0
-"""Readings a second of computed sources."""
+"""Readings per second of computed sources."""
 _WARM = 64
-"""Readings before a window begins, in which a sensor that lags comes to what it reads."""
+"""Readings before a window begins, in which a lagging sensor settles."""
 _MEASURED = 64
-"""Examples of which the mean and the deviation are taken."""
+"""Number of examples from which mean and standard deviation are computed."""
 
 
 def _waves(rng: np.random.Generator, time: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth motion (length, axes), sums of four waves of 0.1 to 1 Hz, and its slope."""
+    """Smooth motion (length, axes), a sum of four waves of 0.1 to 1 Hz, and its time derivative."""
     turns = 2 * np.pi * rng.uniform(0.1, 1.0, (4, axes))
     size, phase = rng.standard_normal((4, axes)) / 2, rng.uniform(0, 2 * np.pi, (4, axes))
     angle = turns * time[:, None, None] + phase
@@ -46,7 +46,9 @@ def _waves(rng: np.random.Generator, time: np.ndarray, axes: int) -> tuple[np.nd
 
 
 def accelerometer(rng: np.random.Generator, length: int, axes: int) -> Window:
-    """Acceleration with a constant bias, a random walk and noise; the velocity since the window began."""
+    """Acceleration with a constant bias, a random walk and noise; the target is the change of velocity since the window
+    began.
+    """
     time = np.arange(length + 1) / RATE
     velocity, slope = _waves(rng, time, axes)
     walk = np.cumsum(rng.standard_normal((length + 1, axes)), 0) * (0.3 / RATE**0.5)
@@ -55,7 +57,7 @@ def accelerometer(rng: np.random.Generator, length: int, axes: int) -> Window:
 
 
 def force(rng: np.random.Generator, length: int, axes: int) -> Window:
-    """A sensor that saturates, lags by a tenth of a second and is noisy; the force on it."""
+    """Readings of a force sensor with saturation, a lag of a tenth of a second and noise; the target is the force."""
     time = np.arange(-_WARM, length) / RATE
     true, _ = _waves(rng, time, axes)
     decay = np.exp(-np.arange(_WARM + 1) / (0.1 * RATE))
@@ -82,7 +84,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> np.ndarray:
     """Columns of a file with a header: (rows, columns) float64.
 
     Raises:
-      ValueError: a column that there is not (near ones are named), or a cell that is no number.
+      ValueError: an unknown column (similar names are suggested), or a cell that is not a number.
     """
     with path.open(newline="") as file:
         rows = csv.DictReader(file)
@@ -117,23 +119,24 @@ class SensorExamples:
 
 @register("sensor_sequences")
 class SensorSequences:
-    """Numbers predicted from a sensor's readings, many of which come for one prediction.
+    """Prediction of numbers from sensor readings, with several readings per prediction.
 
     Args:
       source: "accelerometer", "force" or "csv".
-      length, test_length: readings of a window, in whole chunks; None: those of the test split have ``length`` too.
-      ratio: readings of a chunk, at whose end something is wanted.
-      axes: of a computed source: readings, and what is wanted, have as many numbers.
-      deltas: readings have their change since the one before beside them.
-      path: of csv: a file, or a folder of them, each a recording in rows of readings, with a header.
-      inputs, targets: of csv: names of columns, "ax+ay" or a sequence. The first 8 tenths of each recording are for
-        training, the next for validation, the last for the test.
-      num_eval: examples of validation, and of test, of a computed source.
-      seed: of computed examples.
+      length, test_length: number of readings of a window, a multiple of ``ratio``; with None test windows have
+        ``length`` too.
+      ratio: number of readings of a chunk, which has a target at its end.
+      axes: for computed sources: number of sensors, and of outputs.
+      deltas: whether readings have their change since the previous one appended.
+      path: for csv: a file, or a folder of files, each a recording with a header and one row per reading.
+      inputs, targets: for csv: names of columns, as "ax+ay" or a sequence. The first 8 tenths of each recording are the
+        training split, the next tenth is validation, the last is the test.
+      num_eval: number of examples of validation, and of test, of a computed source.
+      seed: seed of computed examples.
 
     Raises:
-      ValueError: an unknown source (near ones are named), lengths that are no whole chunks, or files without the
-        columns, or too short.
+      ValueError: an unknown source (similar names are suggested), lengths that are not multiples of ``ratio``, or files
+        that lack the columns or are too short.
     """
 
     paper = (98,)
@@ -195,18 +198,20 @@ class SensorSequences:
                 raise ValueError(f"{split} has no window of {length} readings in {len(files)} files: take shorter ones")
 
     def length_of(self, split: str) -> int:
-        """Readings of an example."""
+        """The number of readings of an example."""
         return self.test_length if split == "test" else self.length
 
     def _starts(self, split: str) -> list[tuple[int, int]]:
-        """The recording of each window and where it begins: at every chunk in training, one after the other else."""
+        """The recording of each window and its start: windows begin at every chunk in training, and do not overlap
+        otherwise.
+        """
         length = self.length_of(split)
         step = self.ratio if split == "train" else length
         parts = enumerate(self._parts[split])
         return [(number, start) for number, (x, _) in parts for start in range(0, len(x) - length + 1, step)]
 
     def window(self, split: str, index: int) -> Window:
-        """Readings, with their changes if asked for, and what is wanted at the end of each chunk, as measured."""
+        """Readings, with their changes if ``deltas``, and the targets at the end of each chunk, not normalized."""
         length = self.length_of(split)
         if self.source == "csv":
             number, start = self._windows[split][index]
@@ -219,7 +224,7 @@ class SensorSequences:
         return x, y[self.ratio - 1 :: self.ratio]
 
     def normed(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        """A window as an example."""
+        """A window as an example: both arrays normalized, float32."""
         made = [(a - mean) / scale for a, mean, scale in zip((x, y), self._mean, self._deviation, strict=True)]
         return {"x": made[0].astype(np.float32), "y": made[1].astype(np.float32)}
 
@@ -229,7 +234,7 @@ class SensorSequences:
         return {"in_features": inputs * (1 + self.deltas), "outputs": outputs, "ratio": self.ratio}
 
     def describe(self, split: str) -> str:
-        """What a split holds."""
+        """Returns the number and length of a split's windows."""
         return f"{len(self.examples(split)):,} windows of {self.length_of(split)} readings of {self.source}"
 
     def examples(self, split: str) -> SensorExamples:
@@ -252,21 +257,21 @@ class SensorSequences:
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss", the mean squared error, and "unexplained", its share of the targets' mean square."""
+        """Returns "loss", the mean squared error, and "unexplained", its ratio to the targets' mean square."""
         return measure(model, batch, batch["weight"])
 
 
 def measure(model: Model, batch: Batch, weight: jax.Array) -> Metrics:
-    """Metrics of what a model predicts.
+    """Metrics of a model's predictions; ``weight`` is (batch,).
 
     Raises:
-      ValueError: predictions of another shape than what is wanted.
+      ValueError: predictions and targets have different shapes.
     """
     found, wanted = model(batch["x"]).astype(jnp.float32), batch["y"]
     if found.shape != wanted.shape:
         raise ValueError(
-            f"the model predicts {found.shape} and {wanted.shape} is wanted, (batch, chunks, outputs): take a model of "
-            f"series, as hiss_nano, with the task's ratio"
+            f"the model predicts {found.shape}, but targets are {wanted.shape}, (batch, chunks, outputs): take a model "
+            f"of series, such as hiss_nano, with the task's ratio"
         )
     each = weight[:, None, None]
     error, square = (jnp.sum(each * a**2) for a in (found - wanted, wanted))

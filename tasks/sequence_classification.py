@@ -1,15 +1,15 @@
 """Classification of sequences and of pairs of them: cross entropy over their labels, accuracy and F1.
 
-A sequence is a text, bytes or the tokens of a file, or symbols, as levels of gray; it is padded at its end. Pairs are
-read as one sequence or each by itself:
+A sequence is a text, as bytes or tokens, or an array of symbols, such as gray levels; it is padded at its end. Pairs
+are read as one sequence or separately:
 
     single   [class] a
     joint    [class] a [separator] b [separator]      types 0 ... 0 1 ... 1       BERT (arXiv:1810.04805), figure 4
-    dual     a  and  b, of which the model makes a vector each                    its head="dual" compares them
+    dual     a  and  b, each mapped to a vector by the model          its head="dual" compares them
 
-Without a tokenizer file token 0 is padding, symbol s is token s + 1, and the class token and the separator come after
-all symbols. With one they are the file's own ("[PAD]", "[CLS]", "[SEP]", or as RoBERTa has them), else they come after
-all its tokens. Levels can also be numbers from -1 to 1 in place of tokens (``inputs="linear"``).
+Without a tokenizer file, token 0 is padding, symbol s is token s + 1, and the class token and the separator come after
+all symbols. With one they are the file's own ("[PAD]", "[CLS]", "[SEP]", or RoBERTa's), or, if it has none, come after
+all its tokens. Levels can also be given as numbers from -1 to 1 instead of tokens (``inputs="linear"``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SequenceExamples:
     """Sequences of a split as examples.
 
     "tokens" (length,) int32, or "values" (length, 1) float32, and "label" int32; "mask" (length,) bool, True for real
-    tokens, where lengths differ; of joint pairs "types" (length,) int32; of dual ones "tokens2" and "mask2".
+    tokens, if lengths differ; for joint pairs "types" (length,) int32; for dual ones "tokens2" and "mask2".
     """
 
     def __init__(self, task: SequenceClassification, source: sequences.Source):
@@ -49,7 +49,7 @@ class SequenceExamples:
 
 
 def _cut(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two sequences that together have at most ``room`` tokens: the longer one is cut first."""
+    """Truncates two sequences to ``room`` tokens in total, the longer one first."""
     half = room // 2
     if len(first) + len(second) > room:
         if len(second) <= half:
@@ -66,20 +66,20 @@ class SequenceClassification:
     """Classification of sequences.
 
     Args:
-      dataset: its name, or a mapping with "name" ("listops", "pathfinder", "images", "tsv", "folder", "tfds") and the
-        options of that set.
-      length: tokens of a row, special ones included; longer sequences are cut. None is that of the set's longest one
-        and the special ones, of texts 512.
-      inputs: "tokens", or for sets of levels "linear".
-      class_token: a token before each sequence, or each joint pair, whose vector the model may classify by. None:
-        before tokens, but not of dual pairs.
+      dataset: name of a data set, or a mapping with "name" ("listops", "pathfinder", "images", "tsv", "folder", "tfds")
+        and the options of that set.
+      length: number of tokens of a row, including special ones; longer sequences are cut. None fits the longest
+        sequence and the special tokens, or is 512 for texts.
+      inputs: "tokens", or for data sets of levels "linear".
+      class_token: whether a class token precedes each sequence, or each joint pair. None: for tokens, but not for dual
+        pairs.
       pair: how pairs are read, "joint" or "dual".
-      tokenizer: of texts, a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None reads bytes.
-      label_smoothing: part of a target that is spread over all classes, in [0, 1).
+      tokenizer: for texts, a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None for bytes.
+      label_smoothing: fraction of a target that is spread over all classes, in [0, 1).
 
     Raises:
-      ValueError: unknown names or options (near ones are named), options that do not go together, or data that can't be
-        used.
+      ValueError: unknown names or options (similar ones are suggested), options that can't be combined, or data that
+        can't be used.
     """
 
     needs: tuple[str, ...] = ()
@@ -129,14 +129,14 @@ class SequenceClassification:
         self._examples: dict[str, SequenceExamples] = {}
 
     def _layout(self, tokenizer: str | None, class_token: bool) -> None:
-        """Sets which tokens there are."""
+        """Sets the vocabulary and the special tokens."""
         self._tokenizer = tokenization.create(tokenizer)
         symbols = self._tokenizer.vocab_size if self._dataset.symbols is None else self._dataset.symbols
         self._shift = 0 if tokenizer else 1
         self.vocab_size = symbols + self._shift
 
         def token(*spellings: str) -> int:
-            """The file's token, else a new one."""
+            """The tokenizer's token, else a new one."""
             if (found := self._tokenizer.token_of(*spellings)) is not None:
                 return found
             self.vocab_size += 1
@@ -145,13 +145,13 @@ class SequenceClassification:
         self._padding = token("[PAD]", "<pad>") if tokenizer else 0
         self._class = token("[CLS]", "<s>") if class_token else None
         self._separator = token("[SEP]", "</s>") if self._pair == "joint" else None
-        # Padding is no input of a model that is given its mask, and is free to stand for what is hidden.
+        # A model that gets a mask never sees padding, so its token can serve as the mask token.
         found = self._tokenizer.token_of("[MASK]", "<mask>")
         self.mask_token = self._padding if found is None else found
         self.special_tokens = tuple(x for x in (self._padding, self._class, self._separator) if x is not None)
 
     def model_options(self) -> dict[str, Any]:
-        """Returns num_classes, and vocab_size or what "linear" inputs need; of pairs, types or a dual head."""
+        """Returns num_classes, and vocab_size or the options of "linear" inputs; for pairs, types or a dual head."""
         inputs: dict[str, Any] = (
             {"inputs": "linear", "in_features": 1} if self._linear else {"vocab_size": self.vocab_size}
         )
@@ -171,10 +171,10 @@ class SequenceClassification:
         return self._examples[split]
 
     def arrays(self, first: sequences.Sequence, second: sequences.Sequence | None = None) -> dict[str, np.ndarray]:
-        """What a model is given of a sequence or a pair: the arrays of an example, without its label.
+        """The model's inputs for a sequence or a pair: the arrays of an example, without its label.
 
         Raises:
-          ValueError: one sequence of a set of pairs, or two of another set.
+          ValueError: a single sequence for a data set of pairs, or two for another data set.
         """
         if (second is None) != (self._pair is None):
             raise ValueError(
@@ -199,7 +199,7 @@ class SequenceClassification:
         return symbols.astype(np.int32) + self._shift
 
     def _row(self, parts: list[Any]) -> dict[str, np.ndarray]:
-        """The parts one after the other, cut and padded."""
+        """The concatenated parts, cut and padded to the length of a row, and their mask."""
         tokens = np.concatenate(parts).astype(np.int32)[: self._length]
         row = np.full(self._length, self._padding, np.int32)
         row[: len(tokens)] = tokens
@@ -211,7 +211,7 @@ class SequenceClassification:
         return {"values": values[:, None], **found}
 
     def describe(self, split: str) -> str:
-        """Returns how many sequences of how many classes a split has."""
+        """Returns the numbers of sequences and classes of a split, and the length of a row."""
         what = "pairs" if self._pair else "sequences"
         classes = f"{len(self.class_names):,} classes"
         return f"{len(self.examples(split)):,} {what} of {classes}, {self._length:,} tokens a row"
@@ -230,8 +230,9 @@ class SequenceClassification:
         return self.evaluate_rows(model, batch)[0]
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
-        """Returns the metrics, and of each example the label and the predicted class; of two classes also the log
-        odds."""
+        """Returns the metrics, and for each example the label and the predicted class, and with two classes the log
+        odds.
+        """
         logits = self._logits(model, batch)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], -1)[:, 0]
         rows = {"label": batch["label"], "predicted": jnp.argmax(logits, -1)}
@@ -240,12 +241,12 @@ class SequenceClassification:
         return _metrics(logits, batch["label"], losses, batch["weight"]), rows
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns "f1", of class 1 or, of more than two, the mean over classes; of two also "auroc"."""
+        """Returns "f1", that of class 1 of two, else the mean over classes; with two classes also "auroc"."""
         figures = {"f1": f1(rows["label"], rows["predicted"], len(self.class_names))}
         return figures | ({"auroc": auroc(rows["label"], rows["score"])} if "score" in rows else {})
 
     def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns the examples and the accuracy of each class, and the pairs (class, taken for) most confused."""
+        """Returns the number of examples and the accuracy of each class, and the most confused pairs of classes."""
         return explained(rows, self.class_names, "examples")
 
     def _logits(self, model: Model, batch: Batch) -> jax.Array:

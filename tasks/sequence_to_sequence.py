@@ -1,8 +1,8 @@
-"""Sequence to sequence: write the target of a source, a translation or whatever else follows from it.
+"""Sequence to sequence: generate the target of a source, such as its translation.
 
-In training the decoder reads the true target, a token late: teacher forcing. Evaluation also writes each target, the
-likeliest token at a time, without having seen it: "exact" is the part of targets that are written to the last token,
-the one that ends them included, and "bleu" (:mod:`tasks.bleu`), where pairs are texts, compares their words.
+In training the decoder reads the true target, shifted by one token: teacher forcing. Evaluation also generates each
+target by greedy decoding: "exact" is the fraction of targets that are reproduced completely, including the end token,
+and "bleu" (:mod:`tasks.bleu`) is reported for pairs of texts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tasks.registry import register
 from tasks.task import Batch, Metrics, Model
 
 Write = Callable[[Any, jax.Array, jax.Array, int], jax.Array]
-"""The targets (batch, length) int32 that a model writes for sources (batch, source_length) with a mask; traced."""
-_END = 1  # of computed pairs
-_USUAL = 128  # tokens of texts
+"""Generates targets: maps (model, sources (batch, source_length), mask, length) to int32 (batch, length); traced."""
+_END = 1  # end token of computed pairs
+_USUAL = 128  # default number of tokens for texts
 
 
 class PairExamples:
     """Pairs as examples: "source" (source_length,) and "target" (target_length,) int32, each with its end token, the
-    source of a text also with what the model begins it with, and then filled with 0, and "source_size", "target_size"
-    () int32, how many tokens they have.
+    source of a text also with the model's start token, padded with 0, and "source_size", "target_size" () int32, their
+    numbers of tokens.
     """
 
     def __init__(self, task: SequenceToSequence, found: pairs.Pairs):
@@ -55,24 +55,25 @@ class PairExamples:
 
 @register("sequence_to_sequence")
 class SequenceToSequence:
-    """Targets of sources, for encoder-decoders.
+    """Prediction of targets from sources, for encoder-decoder models.
 
     Args:
       dataset: "reverse", or a mapping with "name" ("reverse", "sort", "file") and the options of that set
         (:mod:`tasks.datasets.pairs`).
-      source_length, target_length: tokens of the longest, with the one that ends them; longer texts are cut. None: as
-        many as computed pairs have, 128 of texts.
-      tokenizer: a ``tokenizer.json`` for texts; None reads bytes.
-      separator: the token of that file that ends a text; None looks for the usual ones.
-      label_smoothing: the share of a target that all tokens have in equal parts, in the training loss (Szegedy et al.,
-        2016, arXiv:1512.00567, section 7).
-      monitor: the figure that chooses the best weights: "exact", "accuracy" or, of texts, "bleu".
-      start_token: what the model's decoder reads first.
-      source_start: what the source of a text begins with; None for nothing.
-      write: how a model writes.
+      source_length, target_length: maximum number of tokens, including the end token; longer texts are cut. None: the
+        length of computed pairs, 128 for texts.
+      tokenizer: a ``tokenizer.json`` for texts; None for bytes.
+      separator: the tokenizer's token that ends a text; None looks for the usual ones.
+      label_smoothing: fraction of a target that is spread over all tokens, in the training loss (Szegedy et al., 2016,
+        arXiv:1512.00567, section 7).
+      monitor: the metric that chooses the best weights: "exact", "accuracy" or, for texts, "bleu".
+      start_token: the decoder's first input.
+      source_start: start token of the source of a text; None for none.
+      write: the function that generates targets (:data:`Write`).
 
     Raises:
-      ValueError: unknown names or options (near ones are named), a number out of range, or data that can't be used.
+      ValueError: unknown names or options (similar ones are suggested), a number out of range, or data that can't be
+        used.
     """
 
     needs: tuple[str, ...] = ("start_token", "source_start", "write")
@@ -129,28 +130,28 @@ class SequenceToSequence:
         return PairExamples(self, self._dataset.pairs(split))
 
     def encode(self, text: Any) -> np.ndarray:
-        """Returns the tokens of a source or target, without the one that ends it."""
+        """Returns the tokens of a source or target, without the end token."""
         return np.asarray(text) if self.tokenizer is None else self.tokenizer.encode(text)
 
     def describe(self, split: str) -> str:
-        """Returns how many pairs a split has."""
+        """Returns the number of pairs of a split."""
         return f"{len(self.examples(split)):,} pairs"
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy of a target's token, nats, with the smoothed target."""
+        """Returns the mean cross entropy per token of the targets, nats, with label smoothing."""
         del rngs
         metrics = self._forced(model, batch, jnp.ones(batch["target"].shape[0], jnp.float32), self._smoothing)
         total, count = metrics["loss"]
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
-        """Returns "loss" (nats per token), "accuracy" (of the likeliest token after the true ones before it) and
-        "exact" (of whole targets that the model writes).
+        """Returns "loss" (nats per token) and "accuracy" (of the most probable token), both with teacher forcing, and
+        "exact" (of whole generated targets).
         """
         return self.evaluate_rows(model, batch)[0]
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
-        """Returns what ``evaluate`` does and, of texts, "written" and "target" (rows, target_length)."""
+        """Returns ``evaluate``'s metrics and, for texts, "written" (generated) and "target" (rows, target_length)."""
         weight, target = batch["weight"], batch["target"]
         written = self._write(model, batch["source"], self._real(batch, "source"), target.shape[1])
         right = jnp.all((written == target) | ~self._real(batch, "target"), -1)
@@ -159,18 +160,18 @@ class SequenceToSequence:
         return {**self._forced(model, batch, weight, 0.0), **exact}, rows
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns "bleu" of texts."""
+        """Returns "bleu" for texts, else nothing."""
         return {"bleu": bleu(*(map(self.decode, rows[name]) for name in ("written", "target")))} if rows else {}
 
     def decode(self, tokens: Any) -> str:
-        """Returns the text of tokens up to the one that ends it."""
+        """Returns the text of the tokens before the end token."""
         assert self.tokenizer is not None
         listed = [int(token) for token in tokens]
         return self.tokenizer.decode(listed[: listed.index(self.end_token)] if self.end_token in listed else listed)
 
     @staticmethod
     def _real(batch: Batch, name: str) -> jax.Array:
-        """(rows, length) bool: what is no filling."""
+        """(rows, length) bool, True for tokens that are not padding."""
         return jnp.arange(batch[name].shape[1]) < batch[f"{name}_size"][:, None]
 
     def _forced(self, model: Model, batch: Batch, weight: jax.Array, smoothing: float) -> Metrics:
@@ -183,7 +184,7 @@ class SequenceToSequence:
         counted = real * weight[:, None]
         count = jnp.sum(counted)
         right = jnp.argmax(logits, -1) == target
-        # What the model gives for filling may be not-a-number.
+        # Outputs for padding may be NaN.
         return {
             "loss": (jnp.sum(jnp.where(real, losses, 0) * counted), count),
             "accuracy": (jnp.sum(right * counted), count),

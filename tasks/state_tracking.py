@@ -1,7 +1,7 @@
 """State tracking: the running product in a group, after every token.
 
-Two procedural tasks. A model that reads only sums or fixed mixtures of what it saw can't follow
-them at every length; the permutations of five objects need more than parity does.
+Two procedural tasks. A model that only computes sums or fixed mixtures of its inputs can't solve them at every length;
+permutations of five objects are harder than parity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.registry import register
 
 
 def permutations(objects: int, even: bool = False) -> np.ndarray:
-    """The multiplication table (order, order) of the permutations of some objects, or of the even ones.
+    """The multiplication table (order, order) of the permutations of ``objects`` objects, or of the even ones.
 
     Elements are numbered in lexicographic order, so that 0 is the identity; entry [a, b] is a after b.
     """
@@ -30,7 +30,7 @@ def _is_even(permutation: tuple[int, ...]) -> bool:
 
 
 class RunningProduct(Procedural):
-    """Base: tokens are elements of a group, the answer at each is the product of all so far."""
+    """Base class: tokens are elements of a group, the target of each is the product of all tokens so far."""
 
     def __init__(self, table: np.ndarray, length: int, test_length: int, num_eval: int, seed: int):
         self.table, self.vocab_size, self.chance = table, len(table), 1 / len(table)
@@ -56,7 +56,8 @@ class Parity(RunningProduct):
     Chance is 1/2.
 
     Args:
-      length: bits.
+      length: number of bits of training and validation.
+      test_length: number of bits of the test.
     """
 
     def __init__(self, length: int = 40, test_length: int = 256, num_eval: int = 512, seed: int = 0):
@@ -71,11 +72,12 @@ class PermutationTracking(RunningProduct):
     """The word problem of a permutation group (W. Merrill et al., arXiv:2404.08819, section 5): the product of all
     permutations so far.
 
-    S3 and S4 are solvable, A5 (60 elements) and S5 (120) are not, which no fixed number of layers of a
-    transformer or a diagonal state space model can follow at every length. Chance is 1 / order.
+    S3 and S4 are solvable groups, A5 (60 elements) and S5 (120) are not: no fixed number of layers of a transformer or
+    a diagonal state space model can track them at every length. Chance is 1 / order.
 
     Args:
-      length: permutations.
+      length: number of permutations of training and validation.
+      test_length: number of permutations of the test.
       group: "S3", "S4", "S5", "A4" or "A5".
     """
 

@@ -1,4 +1,4 @@
-"""Sets of labeled images with one small interface: PIL images and integer labels, in random access.
+"""Data sets of labeled images with one small interface: PIL images and integer labels, with random access.
 
 ``create(name, **options)`` makes one: "digits" is embedded, "folder" is the user's own images, "tfds"
 any image classification set that TFDS has prepared as array_record.
@@ -17,7 +17,7 @@ class Source(Protocol):
     """The labeled images of a split."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
@@ -30,9 +30,9 @@ class ImageDataset(Protocol):
 
     Attributes:
       class_names: name of each label.
-      splits: the splits there are.
-      in_memory: whether it is small enough for its resized images to be kept.
-      report: what the user should know about the data (images left out, say); "" for nothing.
+      splits: names of the splits.
+      in_memory: whether it is small enough to keep its resized images in memory.
+      report: remarks about the data for the user, such as images left out; "" for none.
     """
 
     class_names: tuple[str, ...]
@@ -53,6 +53,6 @@ def create(name: str, **options: Any) -> ImageDataset:
     """Makes a data set.
 
     Raises:
-      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+      ValueError: an unknown name or option (similar ones are suggested), or data that can't be used.
     """
     return construct_named("data set", DATASETS, name, options)

@@ -10,17 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 Point = tuple[float, float]
-"""Row and column; a pixel's middle has whole numbers."""
+"""Row and column; centers of pixels have integer coordinates."""
 _TRIALS = 3
 """Directions tried for the next dash."""
 _PLACES = 50
-"""Places tried for a path somewhere."""
+"""Places tried for the start of a distracting path."""
 
 
 class Dash(NamedTuple):
     """A dash from ``tail`` to ``head``, in the direction of ``angle`` (radians; 0 is to the right, pi / 2 down).
 
-    ``pixels`` are those of the canvas that it takes.
+    ``pixels`` are the flat indices of the canvas pixels that it occupies.
     """
 
     tail: Point
@@ -30,12 +30,12 @@ class Dash(NamedTuple):
 
 
 def along(point: Point, angle: float, distance: float) -> Point:
-    """The point so far away."""
+    """The point at ``distance`` from ``point`` in the direction of ``angle``."""
     return point[0] + distance * math.sin(angle), point[1] + distance * math.cos(angle)
 
 
 def distances(rows: np.ndarray, columns: np.ndarray, tail: Point, head: Point) -> np.ndarray:
-    """Distance of points from a line between two."""
+    """Distances of the points (rows, columns) from the line segment from ``tail`` to ``head``."""
     v, u = head[0] - tail[0], head[1] - tail[1]
     rows, columns = rows - tail[0], columns - tail[1]
     share = np.minimum(np.maximum((rows * v + columns * u) / (v * v + u * u), 0), 1)
@@ -43,31 +43,31 @@ def distances(rows: np.ndarray, columns: np.ndarray, tail: Point, head: Point) -
 
 
 class Canvas:
-    """Where dashes are: each takes the pixels within ``margin`` of its ink.
+    """The pixels occupied by dashes: each occupies the pixels within ``margin`` of its ink.
 
     Args:
       size: pixels of a side.
-      padding: pixels at the borders that no dash may take.
-      length, thickness: of a dash.
+      padding: width in pixels of the border that dashes must not occupy.
+      length, thickness: length and thickness of a dash.
       margin: half the gap between dashes of a path.
-      continuity: turning by delta has the weight cos(min(continuity |delta|, pi / 2))^2.
+      continuity: a turn by delta has the weight cos(min(continuity |delta|, pi / 2))^2.
     """
 
     def __init__(self, size: int, padding: int, length: int, thickness: float, margin: int, continuity: float):
         self.size, self.length, self.thickness, self.margin = size, length, thickness, margin
         self._continuity = continuity
         self._around, self._disc, self._angles, self._steps = _geometry(length, thickness, margin)
-        self._edge = int(self._around[0, -1]) + length + 2 * margin + 1  # beyond it no dash is looked at
+        self._edge = int(self._around[0, -1]) + length + 2 * margin + 1  # a border that keeps indices inside
         self._width = size + 2 * self._edge
         count = np.ones((self._width, self._width), np.int16)
         inside = slice(self._edge + padding, self._edge + size - padding)
         count[inside, inside] = 0
-        self._count = count.reshape(-1)  # how many dashes take a pixel
+        self._count = count.reshape(-1)  # number of dashes that occupy each pixel
         self._offsets = self._flat(self._around) - self._flat(np.zeros((2, 1), int))
         self._disc_offsets = self._flat(self._disc) - self._flat(np.zeros((2, 1), int))
 
     def _flat(self, pixels: np.ndarray) -> np.ndarray:
-        """Places in the padded canvas of pixels (2, ...)."""
+        """Flat indices in the padded canvas of pixels (2, ...)."""
         return (pixels[0] + self._edge) * self._width + pixels[1] + self._edge
 
     def _dash(self, tail: Point, head: Point, angle: float) -> Dash:
@@ -77,11 +77,11 @@ class Canvas:
         return Dash(tail, head, angle, place + self._offsets[far < self.thickness / 2 + self.margin])
 
     def is_free(self, dash: Dash) -> bool:
-        """Whether a dash takes no pixel that is taken, and none of the padding."""
+        """Whether all pixels of a dash are unoccupied and outside the padding."""
         return not self._count[dash.pixels].any()
 
     def begin(self, tail: Point, angle: float) -> Dash | None:
-        """Enters a first dash, where it is free."""
+        """Adds the first dash of a path, if it is free; else returns None."""
         dash = self._dash(tail, along(tail, angle, self.length), angle)
         if not self.is_free(dash):
             return None
@@ -89,7 +89,7 @@ class Canvas:
         return dash
 
     def anywhere(self, number: Callable[[], float]) -> Dash | None:
-        """Enters a first dash at a free place."""
+        """Adds the first dash of a path at a random free place; None if none was found."""
         for _ in range(_PLACES):
             tail = (math.floor(number() * self.size), math.floor(number() * self.size))
             angle = 2 * math.pi * number()
@@ -98,9 +98,9 @@ class Canvas:
         return None
 
     def extend(self, last: Dash, number: Callable[[], float]) -> Dash | None:
-        """Enters the dash after ``last``, which is no obstacle to it; None where none was found.
+        """Adds the dash after ``last``, whose own pixels do not block it; None if none was found.
 
-        The path goes on for the length of a gap, turns in its middle, and draws.
+        The path continues for the length of a gap, with a turn in the middle of the gap.
         """
         self._count[last.pixels] -= 1
         dash = self._following(last, number)
@@ -127,12 +127,14 @@ class Canvas:
         return None
 
     def remove(self, path: list[Dash], count: int) -> None:
-        """Takes the last dashes of a path back."""
+        """Removes the last ``count`` dashes of a path."""
         for _ in range(count):
             self._count[path.pop().pixels] -= 1
 
     def ink(self, image: np.ndarray, dash: Dash, contrast: float) -> None:
-        """Draws a dash: each pixel gets the part of it that a straight line of this thickness covers."""
+        """Draws a dash: the value of each pixel is the fraction that a straight line of this thickness covers, times
+        ``contrast``.
+        """
         rows, columns = (np.arange(self.size)[axis] for axis in (np.s_[:, None], np.s_[None]))
         far = distances(rows, columns, dash.tail, dash.head)
         np.maximum(image, contrast * np.clip(self.thickness / 2 + 0.5 - far, 0, min(self.thickness, 1)), out=image)
@@ -146,8 +148,8 @@ class Canvas:
 
 @functools.cache
 def _geometry(length: int, thickness: float, margin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets (2, ...) of the pixels around the middle of a dash and within ``margin`` of a point; the directions of a
-    next dash, a pixel apart at its head, and the steps (2, ...) from the turn to that.
+    """Offsets (2, ...) of the pixels around the center of a dash, and within ``margin`` of a point; the candidate
+    angles of a next dash, one pixel apart at its head, and the steps (2, ...) from the turn to the head.
     """
     reach = math.ceil(length / 2 + thickness / 2 + margin) + 1
     square, small = (np.asarray(np.mgrid[-r : r + 1, -r : r + 1]).reshape(2, -1) for r in (reach, margin))

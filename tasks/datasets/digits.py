@@ -4,10 +4,9 @@ E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
 1998 (the test part, as scikit-learn ships it). No download: it is prepared from the installed
 scikit-learn into an array_record of TFDS, without TensorFlow, once per data directory.
 
-The split is fixed and part of this file: 360 images are the test split, chosen by
-:func:`tasks.datasets.split.hold_out` over the keys "digits/0" ... "digits/1796" (scikit-learn's
-order); of the 1437 others, 144 (10 %) chosen by the same rule are the validation split; 1293 are
-trained on.
+The split is fixed by this file: 360 images are the test split, chosen by :func:`tasks.datasets.split.hold_out` over the
+keys "digits/0" ... "digits/1796" (scikit-learn's order); of the 1437 others, 144 (10 %), chosen by the same rule, are
+the validation split, and 1293 the training split.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ VALIDATION_IMAGES = 144
 
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the positions, in scikit-learn's order, that make up each split."""
+    """Returns the indices, in scikit-learn's order, of each split."""
     keys = [f"digits/{i}" for i in range(len(labels))]
     test = hold_out(keys, labels.tolist(), TEST_IMAGES)
     rest = np.setdiff1d(np.arange(len(labels)), test)
@@ -61,7 +60,7 @@ class MixerZooDigits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        from sklearn.datasets import load_digits  # only preparing needs it, and it is slow to import
+        from sklearn.datasets import load_digits  # needed for preparing only, and slow to import
 
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8).astype(np.uint8)
@@ -77,14 +76,14 @@ class MixerZooDigits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the builder, its data on disk.
+    """Returns the builder, with its data on disk.
 
-    TFDS writes into a directory of its own and renames it when complete, so that a process that
-    dies leaves nothing half-made; of two that prepare at once, one wins and both read its files.
+    TFDS writes into a temporary directory and renames it when complete, so a process that dies leaves no incomplete
+    data; of two that prepare at the same time, one wins and both read its files.
 
     Args:
-      data_dir: where TFDS keeps data sets; None is TFDS's default (the environment variable
-        TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      data_dir: directory of TFDS data sets; None for TFDS's default (the environment variable TFDS_DATA_DIR, else
+        ~/tensorflow_datasets).
 
     Raises:
       ValueError: the directory can't be written to and does not hold the data yet.
@@ -94,11 +93,11 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         return builder
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would announce a download that does not happen
             builder.download_and_prepare()
     except OSError as error:
         builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
-        if not _is_ready(builder):  # else another process was quicker
+        if not _is_ready(builder):  # otherwise another process has prepared it
             root = os.fspath(builder._data_dir_root)
             raise ValueError(
                 f"can't write the digits data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be "
@@ -115,11 +114,11 @@ class Digits:
     """The digits in memory, as gray images of 0 to 255.
 
     Args:
-      data_dir: where TFDS keeps data sets; None is TFDS's default.
-      train: how many images there are to train on, the first so many; None for all 1293.
+      data_dir: directory of TFDS data sets; None for TFDS's default.
+      train: number of training images, the first ones; None for all 1293.
 
     Raises:
-      ValueError: no image to train on, or more than there are.
+      ValueError: ``train`` is not from 1 to 1293.
     """
 
     in_memory = True
@@ -145,5 +144,5 @@ class Digits:
         self.report = ""
 
     def source(self, split: str) -> list[tuple[Image.Image, int]]:
-        """Returns the (image, label) pairs of a split, in random access."""
+        """Returns the (image, label) pairs of a split."""
         return self._splits[split]

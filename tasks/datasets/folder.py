@@ -1,11 +1,10 @@
-"""The user's own images: one folder a class, of files that :mod:`pictures` reads.
+"""The user's own images: one folder per class, with files that :mod:`pictures` reads.
 
-``path`` holds either the class folders, which a fixed rule divides into train (80 %), validation and
-test (10 % each), or folders train/ and, where there are any, val/ and test/ that hold the class
-folders. With train/ but no val/, a tenth of train/ is the validation split. A path of an image
-relative to the folder decides (:func:`tasks.datasets.split.hold_out`), so that the split is the same
-on every machine and does not change while nothing is added. What the folder holds and is not used is counted in
-``report``.
+``path`` holds either the class folders, which a fixed rule divides into train (80 %), validation and test (10 % each),
+or folders train/ and optionally val/ and test/ that hold the class folders. With train/ but no val/, a tenth of train/
+is the validation split. The rule depends on the path of an image relative to the folder
+(:func:`tasks.datasets.split.hold_out`), so the split is the same on every machine and stable as long as no images are
+added. Unused files are counted in ``report``.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from pictures import SUFFIXES, fault, read
 from tasks.datasets.split import hold_out
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
-_SHOWN = 5  # faulty files named in a message
+_SHOWN = 5  # number of faulty files listed in a message
 
 
 class Files:
-    """Image files and their labels, decoded when asked for."""
+    """Image files and their labels, decoded on access."""
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int]):
         self.paths = tuple(paths)
@@ -47,16 +46,17 @@ class Files:
 
 
 class Folder:
-    """Images in one folder a class.
+    """Images in one folder per class.
 
     Args:
       path: the folder.
-      corrupt: "refuse" stops at a file that is no sound image; "skip" leaves such files out, and says so in ``report``.
-      smallest: least width and height of an image, pixels; smaller ones are treated as corrupt.
+      corrupt: "refuse" raises for files that are not intact images; "skip" leaves them out and lists them in
+        ``report``.
+      smallest: minimum width and height of an image, pixels; smaller ones are treated as corrupt.
 
     Raises:
-      ValueError: nothing is there, no images, classes of val/ or test/ that train/ lacks, faulty images (unless they
-        are skipped), or too few images to divide.
+      ValueError: no such folder, no images, classes of val/ or test/ that train/ lacks, corrupt images (unless they are
+        skipped), or too few images for the splits.
     """
 
     in_memory = False
@@ -87,12 +87,12 @@ class Folder:
         self.splits = tuple(split for split in SPLIT_FOLDERS if split in self._files)
 
     def source(self, split: str) -> Files:
-        """Returns the images of a split, classes in order and files sorted."""
+        """Returns the images of a split, sorted by class and file name."""
         return Files(*zip(*self._files[split]))
 
     def _layout(self) -> dict[str, Path]:
-        """The folder of each split that has one; all images are under "train" where none has, or where "train" is
-        itself a class.
+        """The folder of each split that has one; if none has, or if "train" is itself a class, the whole folder is
+        "train".
         """
         layout = {}
         for split, names in SPLIT_FOLDERS.items():
@@ -162,8 +162,8 @@ class Folder:
 
 
 def _images(folder: Path, unused: _Unused) -> dict[str, list[Path]]:
-    """The image files below each class folder, both sorted; folders that hold none are no classes. All else is added to
-    ``unused``.
+    """The image files below each class folder, both sorted; folders without images are not classes. All other files are
+    added to ``unused``.
     """
     classes = {}
     for entry in sorted(folder.iterdir()):
@@ -178,12 +178,12 @@ def _images(folder: Path, unused: _Unused) -> dict[str, list[Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The files in a folder and its folders, but for hidden ones."""
+    """The files below a folder, except hidden ones."""
     return [Path(at) / name for at, _, names in os.walk(folder) for name in names if not name.startswith(".")]
 
 
 class _Unused:
-    """What lies in a folder of images and is not used: images that no class holds, and other files by their endings."""
+    """The unused files of a folder of images: images outside of class folders, and other files by suffix."""
 
     def __init__(self, root: Path):
         self._root = root
@@ -192,7 +192,7 @@ class _Unused:
         self._empty: list[Path] = []
 
     def add(self, entries: Iterable[Path]) -> None:
-        """Counts files, and the files in folders; hidden ones are passed over."""
+        """Counts files, and the files in folders; hidden ones are ignored."""
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -205,7 +205,7 @@ class _Unused:
             )
 
     def report(self) -> str:
-        """A sentence; "" where everything is used."""
+        """A sentence for the user; "" if everything is used."""
         parts = []
         if self._images:
             parts.append(

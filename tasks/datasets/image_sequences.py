@@ -1,7 +1,6 @@
-"""Images as sequences: any set of images (:mod:`tasks.datasets`), a row after the other, a symbol for each level of
-gray.
+"""Images as sequences: any data set of images (:mod:`tasks.datasets`), row by row, with a symbol for each gray level.
 
-Gray is 0.299 R + 0.587 G + 0.114 B. Long Range Arena (arXiv:2011.04006) reads CIFAR-10 so: 1024 pixels.
+Gray is 0.299 R + 0.587 G + 0.114 B. Long Range Arena (arXiv:2011.04006) does this with CIFAR-10: 1024 pixels.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ class ImageSequences:
 
     Args:
       images: the name of an image set ("digits", "folder", "tfds"), or a mapping with "name" and its options.
-      size: side in pixels of the squares that images are resized to; None is that of the first image.
+      size: side in pixels of the squares to which images are resized; None for that of the first image.
 
     Raises:
-      ValueError: an unknown set or option, or a first image that is no square and no ``size``.
+      ValueError: an unknown set or option, or no ``size`` and a first image that is not square.
     """
 
     symbols, levels, pairs, full = GRAYS, True, False, True

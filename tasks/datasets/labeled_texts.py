@@ -1,4 +1,4 @@
-"""Labeled texts: the user's own in a folder for each class, and those of TFDS."""
+"""Labeled texts: the user's own, in one folder per class, and those of TFDS."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _folders(root: Path) -> list[str]:
 
 
 class TextFolders:
-    """Text files in a folder for each class, below one for each split ("train", "test", and "validation" or "val") or
-    without such: IMDB's aclImdb is one.
+    """Text files in one folder per class, with or without a folder for each split above ("train", "test", and
+    "validation" or "val"), like IMDB's aclImdb.
 
-    A split that is missing is held out of the others' files by the SHA-256 of a file's path
-    (:func:`tasks.datasets.split.split_of`). A class that some split lacks, such as IMDB's "unsup", is left out.
+    A missing split is held out of the training files by the SHA-256 of a file's path
+    (:func:`tasks.datasets.split.split_of`). A class that is missing in some split, such as IMDB's "unsup", is left out.
 
     Args:
       path: the folder.
@@ -91,13 +91,13 @@ class Records:
 
 
 class PreparedTexts(PreparedText):
-    """A text classification set that TFDS knows ("imdb_reviews"), prepared before; splits as those of
+    """A prepared text classification set of TFDS, such as "imdb_reviews"; splits as in
     :class:`tasks.datasets.prepared_text.PreparedText`.
 
     Args:
       builder: its name in TFDS; a configuration or version may follow as TFDS writes them.
-      feature, label: which features are the text and its class; None takes the only ones.
-      data_dir: where TFDS keeps data sets; None is TFDS's default.
+      feature, label: names of the features of the text and its class; None if there is only one of each.
+      data_dir: directory of TFDS data sets; None for TFDS's default.
 
     Raises:
       ValueError: an unknown name, a set that is not prepared, or one without texts or classes.

@@ -1,16 +1,17 @@
-"""ListOps: nested lists of operations on digits, and the digit that they come to.
+"""ListOps: nested operations on lists of digits, and the digit to which they evaluate.
 
     [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]   ->   5
 
 N. Nangia, S. Bowman (arXiv:1804.06028), with the sizes of Long Range Arena (Y. Tay et al., arXiv:2011.04006): the root
-is at depth 1; a node above ``max_depth`` is an operation with probability 1/4, else a digit; an operation, each of MIN,
-MAX, MED and SM as likely, has 2 to 10 arguments; trees of more than 500 and fewer than 2000 tokens are kept; 96 000 are
-trained on, 2000 are validation and 2000 test. MED is the median, rounded down, and SM the sum modulo 10. A token is a
-digit, an operation with its bracket, or the closing bracket; the parentheses of released files, which show their binary
-trees, are none.
+is at depth 1; a node above ``max_depth`` is an operation with probability 1/4, else a digit; an operation, one of MIN,
+MAX, MED and SM with equal probability, has 2 to 10 arguments; trees of more than 500 and fewer than 2000 tokens are
+kept; 96 000 are for training, 2000 for validation and 2000 for the test. MED is the median, rounded down, and SM the
+sum modulo 10. A token is a digit, an operation with its bracket, or the closing bracket; the parentheses of the
+released files, which show their binary trees, are not tokens.
 
-A tree is a function of (seed, split, index): of those drawn from the example's own numbers the first of a length that
-is kept. The authors' files are drawn otherwise, and in an order that differs from run to run; ``path=`` reads those.
+A tree is a function of (seed, split, index): the first tree of a permitted length that is sampled from the example's
+own random stream. The authors' files are sampled differently, and in an order that varies from run to run; ``path=``
+reads those.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _PROBABILITY = 0.25
 
 
 def apply(operation: int, arguments: list[int]) -> int:
-    """What an operation, a number into :data:`OPERATIONS`, makes of digits."""
+    """The result of an operation, an index into :data:`OPERATIONS`, on digits."""
     if operation == 0:
         return min(arguments)
     if operation == 1:
@@ -43,12 +44,12 @@ def apply(operation: int, arguments: list[int]) -> int:
 
 
 def draw(rng: random.Random, max_depth: int, max_args: int, longest: int) -> tuple[list[int], int] | None:
-    """Draws one tree: its symbols and its value; None of one with more than ``longest`` symbols.
+    """Samples one tree: its symbols and its value; None if it has more than ``longest`` symbols.
 
-    Only ``rng.random()`` is asked, whose numbers are the same in every version of Python.
+    It calls ``rng.random()`` only, which gives the same numbers in every version of Python.
     """
     symbols: list[int] = []
-    open_: list[tuple[int, int, list[int]]] = []  # operation, arguments that it is to have, those that are known
+    open_: list[tuple[int, int, list[int]]] = []  # operation, its number of arguments, known arguments
     number = rng.random
     while True:
         if len(symbols) + len(open_) > longest:
@@ -75,7 +76,7 @@ def symbols_of(text: bytes) -> np.ndarray:
     """The symbols of a line of a released file.
 
     Raises:
-      ValueError: a token that is none of ListOps.
+      ValueError: a token that is not part of ListOps.
     """
     tokens = [token for token in text.split() if token not in (b"(", b")")]
     strange = next((token for token in tokens if token not in _SYMBOL), None)
@@ -118,17 +119,17 @@ class ListOps:
     """ListOps.
 
     Args:
-      length: the most tokens; the paper has fewer than 2000.
-      shortest: the fewest; the paper has more than 500.
-      max_depth: of a digit below the root, which is at depth 1.
-      max_args: the most arguments of an operation.
-      num_train, num_validation, num_test: trees.
-      seed: of all trees.
-      path: a folder with the authors' files (``basic_train.tsv``, ``basic_val.tsv``, ``basic_test.tsv``), in place of
-        drawn trees; longer ones are cut by the task.
+      length: maximum number of tokens; the paper has fewer than 2000.
+      shortest: minimum number of tokens; the paper has more than 500.
+      max_depth: maximum depth of a digit; the root is at depth 1.
+      max_args: maximum number of arguments of an operation.
+      num_train, num_validation, num_test: numbers of trees.
+      seed: seed of all trees.
+      path: a folder with the authors' files (``basic_train.tsv``, ``basic_val.tsv``, ``basic_test.tsv``), which replace
+        sampled trees; longer ones are cut by the task.
 
     Raises:
-      ValueError: sizes that no tree has, or files that can't be read.
+      ValueError: sizes that (almost) no tree has, or files that can't be read.
     """
 
     class_names = tuple(map(str, range(10)))

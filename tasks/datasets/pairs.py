@@ -1,4 +1,5 @@
-"""Sets of pairs of a source and its target with one small interface: texts as bytes or tokens, in random access.
+"""Data sets of pairs of a source and its target with one small interface: texts as bytes, or tokens, with random
+access.
 
 ``create(name, **options)`` makes one: "reverse" and "sort" are computed, "file" is the user's own pairs.
 """
@@ -23,11 +24,11 @@ class Pairs(Protocol):
     """The pairs of a split."""
 
     def __len__(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         ...
 
     def __getitem__(self, index: int, /) -> Pair:
-        """Returns one."""
+        """Returns one pair."""
         ...
 
 
@@ -35,10 +36,10 @@ class PairDataset(Protocol):
     """A set of pairs.
 
     Attributes:
-      splits: the splits there are.
-      vocab_size: tokens, where pairs are tokens: 0 fills and 1 ends, the others are the set's; None for texts.
-      longest: tokens of the longest source and target, where pairs are tokens.
-      report: what the user should know about the data; "" for nothing.
+      splits: names of the splits.
+      vocab_size: number of different tokens, of which 0 is padding and 1 ends a sequence; None for texts.
+      longest: maximum number of tokens of sources and targets; None for texts.
+      report: remarks about the data for the user; "" for none.
     """
 
     splits: tuple[str, ...]
@@ -52,22 +53,22 @@ class PairDataset(Protocol):
 
 
 NUM_TRAIN = 2**24
-"""Pairs of an epoch of a training split that is computed."""
+"""Number of pairs of an epoch of a computed training split."""
 FIRST = 2
-"""The first token that is a symbol."""
+"""The token of the first symbol."""
 
 
 class Reverse:
-    """Symbols, and the same from the last to the first.
+    """Random symbols; the target is the source reversed.
 
     Args:
-      length, shortest: symbols of the longest and of the shortest source; lengths are uniform.
-      symbols: the alphabet; 0, which fills, and 1, which ends, come on top.
-      num_eval: pairs of validation, and of test.
-      seed: of all pairs.
+      length, shortest: number of symbols of the longest and of the shortest source; lengths are uniform.
+      symbols: size of the alphabet, without the padding token 0 and the end token 1.
+      num_eval: number of pairs of validation, and of test.
+      seed: seed of all pairs.
 
     Raises:
-      ValueError: lengths out of order, or no symbols.
+      ValueError: ``shortest`` not from 1 to ``length``, fewer than 2 symbols, or ``num_eval`` below 1.
     """
 
     splits: tuple[str, ...] = SPLITS
@@ -92,7 +93,7 @@ class Reverse:
 
 
 class Sort(Reverse):
-    """Symbols, and the same in ascending order. Args as of :class:`Reverse`."""
+    """Random symbols; the target is the source in ascending order. Args as in :class:`Reverse`."""
 
     def target(self, source: np.ndarray) -> np.ndarray:
         """Returns what is to be written for a source."""
@@ -114,19 +115,20 @@ class _Computed:
 
 
 class PairFile:
-    """The user's own pairs: lines of a ``.tsv`` file, source and target between tabs, or objects of a ``.jsonl`` file.
+    """The user's own pairs: lines of a ``.tsv`` file, with source and target separated by a tab, or objects of a
+    ``.jsonl`` file.
 
-    Each pair is in one split, by the SHA-256 of its source: 5 % test, 5 % validation, so that a source is never in two.
-    Of so few that a split would stay empty, the last tenth is held out. A folder has a file for each split instead,
-    "train", "validation" and, if any, "test".
+    Each pair is in one split, by the SHA-256 of its source: 5 % test, 5 % validation, so that a source is never in two
+    splits. If there are so few that a split would be empty, the last tenth is held out instead. A folder has a file for
+    each split instead, "train", "validation" and, if any, "test".
 
     Args:
       path: a file, or a folder of files named by split.
-      source, target: names of an object's fields; of the columns of a ``.tsv`` file whose first line has both, which is
-        then no pair.
+      source, target: names of an object's fields, or of the columns of a ``.tsv`` file; a first line with both names is
+        a header and not a pair.
 
     Raises:
-      ValueError: nothing there, another kind of file, a line without both, or no pairs.
+      ValueError: no such file, another kind of file, a line without source and target, or too few pairs.
     """
 
     vocab_size: int | None = None
@@ -203,6 +205,6 @@ def create(name: str, **options: Any) -> PairDataset:
     """Makes a set of pairs.
 
     Raises:
-      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+      ValueError: an unknown name or option (similar ones are suggested), or data that can't be used.
     """
     return construct_named("set of pairs", PAIRS, name, options)

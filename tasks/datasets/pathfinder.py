@@ -1,18 +1,18 @@
-"""Pathfinder: are the two marked ends those of one dashed path, or of two?
+"""Pathfinder: do two markers lie on the ends of the same dashed path, or of two different ones?
 
 D. Linsley et al. (arXiv:1805.08315) and J. Kim et al. (ICLR 2020), with the sizes of Long Range Arena (Y. Tay et al.,
 arXiv:2011.04006), whose hard form has paths of 14 dashes: 32 x 32 pixels ("Pathfinder"), 64, 128 ("Path-X") and 256.
 
 Two target paths start near the middle, ``seed_distance`` apart. The next dash turns by delta with a weight of
-cos(min(continuity |delta|, pi / 2))^2 and must not come within the margins of another dash. Shorter paths, as many as
-fit of those wanted, distract. Discs mark the beginning of one path and the end of the same one (label 1) or of the
-other (label 0).
+cos(min(continuity |delta|, pi / 2))^2 and must not come within the margins of another dash. Shorter paths are
+distractors, as many as fit up to a given number. Discs mark the beginning of one target path and the end of the same
+path (label 1) or of the other (label 0).
 
-An image is a function of (seed, split, index), and its label is that of ``index % 2``: the classes are balanced. The
-rules are those of the authors' generator (github.com/drewlinsley/pathfinder), but for two things. Where a dash can't be
-placed after three trials, some of the last ones of its path are drawn again; the authors then begin anew, and a few in
-a hundred of their attempts succeed. And distances are exact, where theirs are those of enlarged bitmaps that are shrunk
-again. ``path=`` reads released folders instead.
+An image is a function of (seed, split, index), and its label is ``index % 2``: the classes are balanced. The rules are
+those of the authors' generator (github.com/drewlinsley/pathfinder), with two differences. If a dash can't be placed
+after three trials, some of the last dashes of its path are redrawn; the authors start over, and only a few percent of
+their attempts succeed. And distances are exact, while theirs are those of enlarged bitmaps that are downsampled.
+``path=`` reads released folders instead.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from tasks.datasets.split import SPLITS
 _TRIALS = 5
 """Attempts at a distracting path."""
 _SETBACKS, _LOST = 100, 6
-"""How often target paths may get stuck before both begin anew, and the most dashes of one that are then drawn again."""
+"""How often target paths may get stuck before both are restarted, and the maximum number of dashes that are redrawn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """How images of a size are drawn; pixels, where nothing else is said.
+    """The parameters of images of one size; lengths are in pixels.
 
     Attributes:
       size: side of the image.
-      padding: at the borders, where no path goes.
-      seed_distance: between the beginnings of the target paths; the first begins no nearer than twice that to a border.
-      marker_radius: of the discs.
-      dash_length, thickness: of a dash.
-      margins: half the gap between dashes, of which an image has one.
-      continuity: the greater, the straighter.
-      distractors: of a third as many dashes, all dashes of distractors together.
-      target_contrast, distractor_contrast: beside markers of 1.
-      border: from where on the first path begins, in place of twice ``seed_distance``.
+      padding: width of the border without paths.
+      seed_distance: distance between the beginnings of the target paths; the first begins at least twice that from a
+        border.
+      marker_radius: radius of the discs.
+      dash_length, thickness: length and thickness of a dash.
+      margins: possible values of half the gap between dashes; each image has one.
+      continuity: the greater, the straighter the paths.
+      distractors: total number of dashes of all distractors, each of which has a third as many dashes as a target path.
+      target_contrast, distractor_contrast: contrast relative to the markers.
+      border: minimum distance of the first path's beginning from a border; None for twice ``seed_distance``.
     """
 
     size: int
@@ -69,7 +70,7 @@ class Design:
 
 
 DESIGNS: Mapping[int, Design] = {
-    # Our choice, for machines without an accelerator: meant for paths of 3 dashes, and of 6.
+    # Our own sizes, for machines without an accelerator: meant for paths of 3 and of 6 dashes.
     12: Design(
         12, padding=0, seed_distance=4, marker_radius=1.0, dash_length=2, thickness=0.5, continuity=0.7, distractors=2,
         target_contrast=1.5, distractor_contrast=2.0, border=3,
@@ -91,18 +92,18 @@ DESIGNS: Mapping[int, Design] = {
     ),
     256: Design(256, padding=22, marker_radius=5.0, thickness=2.0, margins=(3,)),
 }  # fmt: skip
-"""By size. What the docstrings of Long Range Arena's builders leave out is the default of the authors' generator."""
+"""By size. Values that Long Range Arena's builders do not state are the defaults of the authors' generator."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """An image, and what is on it.
+    """An image and its contents.
 
     Attributes:
       pixels: (size, size) uint8.
-      label: 1 where the markers are at the ends of one path.
-      targets, distractors: paths, each a list of dashes in their order.
-      markers: (row, column) of each.
+      label: 1 if the markers are at the ends of one path.
+      targets, distractors: paths, each a list of dashes in order.
+      markers: (row, column) of each marker.
       margin: half the gap between dashes.
     """
 
@@ -115,7 +116,7 @@ class Drawing:
 
 
 def draw(design: Design, dashes: int, label: int, number: Callable[[], float]) -> Drawing:
-    """Draws an image with target paths of so many ``dashes``; ``number`` gives random ones from 0 to 1."""
+    """Draws an image with target paths of ``dashes`` dashes; ``number`` returns uniform random numbers from [0, 1)."""
     margin = design.margins[int(number() * len(design.margins))]
     while True:
         canvas = Canvas(design.size, design.padding, design.dash_length, design.thickness, margin, design.continuity)
@@ -143,7 +144,7 @@ def draw(design: Design, dashes: int, label: int, number: Callable[[], float]) -
 
 
 def _targets(canvas: Canvas, design: Design, dashes: int, number: Callable[[], float]) -> list[list[Dash]] | None:
-    """Enters two paths that grow by turns; None where they got stuck again and again."""
+    """Adds two paths that grow alternately; None if they get stuck too often."""
     border = 2 * design.seed_distance if design.border is None else design.border
     span = design.size - 2 * border
     first = (border + math.floor(number() * span), border + math.floor(number() * span))
@@ -168,7 +169,7 @@ def _targets(canvas: Canvas, design: Design, dashes: int, number: Callable[[], f
 
 
 def _distractor(canvas: Canvas, dashes: int, number: Callable[[], float]) -> list[Dash] | None:
-    """Enters a path somewhere; None where it got stuck."""
+    """Adds a path at a random place; None if it gets stuck."""
     dash = canvas.anywhere(number)
     path: list[Dash] = []
     while dash is not None:
@@ -184,10 +185,10 @@ class Drawings:
     """The drawn images of a split as sequences of pixels.
 
     Args:
-      dataset: whose images.
-      split: which.
-      count: how many.
-      cache: a folder; images once drawn are kept there.
+      dataset: the data set.
+      split: name of the split.
+      count: number of images.
+      cache: a folder in which drawn images are stored; None for none.
     """
 
     def __init__(self, dataset: Pathfinder, split: str, count: int, cache: str | None):
@@ -213,14 +214,14 @@ class Drawings:
         return np.array(pixels[index]), None, index % 2
 
     def drawing(self, index: int) -> Drawing:
-        """Draws an image, and says what is on it."""
+        """Draws an image; returns it with its contents."""
         d = self._dataset
         key = np.asarray([d.seed, SPLITS.index(self._split)], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
         return draw(d.design, d.dashes, index % 2, rng.random)
 
     def _open(self, file: Path) -> tuple[np.memmap, np.memmap]:
-        """The kept images and which there are; zeros at first, of which a file system stores nothing."""
+        """The stored images, and a flag for each that is stored; both files are sparse zeros at first."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             shapes = {".pixels": (self._count, self._dataset.length), ".known": (self._count,)}
@@ -238,13 +239,14 @@ class Pathfinder:
     """Pathfinder.
 
     Args:
-      size: of the image, a key of :data:`DESIGNS`.
-      dashes: of a target path: 6 ("easy" in Long Range Arena), 9 ("intermediate") or 14 ("hard").
-      num_train, num_validation, num_test: images.
-      seed: of all images.
-      cache: a folder where images once drawn are kept; None draws each time.
+      size: side of the image, a key of :data:`DESIGNS`.
+      dashes: number of dashes of a target path: 6 ("easy" in Long Range Arena), 9 ("intermediate") or 14 ("hard").
+      num_train, num_validation, num_test: numbers of images.
+      seed: seed of all images.
+      cache: a folder in which drawn images are stored; None draws them each time.
       path: a released folder in place of drawn images, with ``metadata`` and ``imgs``
-        (``.../pathfinder32/curv_contour_length_14``): its first 80 % are trained on, the next 10 % are validation.
+        (``.../pathfinder32/curv_contour_length_14``): its first 80 % are for training, the next 10 % for validation,
+        the rest for the test.
 
     Raises:
       ValueError: an unknown size, or files that can't be read.

@@ -1,8 +1,8 @@
 """Any image classification set of TFDS that is on disk as array_record, read without TensorFlow.
 
-Which splits serve: "test" is the set's own, or its "validation" where "test" is missing or unlabeled
-(ImageNet-1k); the "validation" that chooses the best checkpoint is the set's own where that is not
-already the test, else a fixed tenth of "train", about 10 000 images at most.
+The splits are: "test" is the set's own, or its "validation" if "test" is missing or unlabeled (ImageNet-1k);
+"validation", which chooses the best checkpoint, is the set's own unless it is used as the test, else a fixed tenth of
+"train", about 10 000 images at most.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Records:
       source: the split's examples, in random access.
       image: key of the image.
       label: key of the label.
-      positions: which examples.
+      positions: indices of the examples.
     """
 
     def __init__(self, source: Sequence[Any], image: str, label: str, positions: np.ndarray):
@@ -43,15 +43,15 @@ class Records:
 
 
 class Prepared:
-    """A set that TFDS knows, prepared before.
+    """A prepared data set of TFDS.
 
     Args:
       builder: its name in TFDS, such as "cifar10"; a configuration or version may follow as TFDS writes them.
-      data_dir: where TFDS keeps data sets; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      data_dir: directory of TFDS data sets; None for TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
     Raises:
-      ValueError: an unknown name, a set that is not prepared, or not as array_record (the command that
-        prepares it is named), or one that is not image classification.
+      ValueError: an unknown name, a set that is not prepared, or not as array_record (the message has the command that
+        prepares it), or one that is not image classification.
     """
 
     in_memory = False
@@ -129,7 +129,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns the TFDS builder of ``name``.
 
     Raises:
-      ValueError: TFDS knows none of that name; near ones are named.
+      ValueError: TFDS has no set of that name; the message suggests similar ones.
     """
     try:
         return tfds.builder(name, data_dir=data_dir)

@@ -1,7 +1,7 @@
 """Any text set of TFDS that is on disk as array_record (lm1b, pg19, tiny_shakespeare, ...), read without TensorFlow.
 
-The set's own splits serve. One that it lacks, "validation" or "test", is the 5 % of "train" that
-:func:`tasks.datasets.split.split_of` puts there by the example's number.
+The set's own splits are used. A missing "validation" or "test" is the 5 % of "train" that
+:func:`tasks.datasets.split.split_of` assigns to it by the example's number.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Documents(Sequence[bytes]):
 
 
 class PreparedText:
-    """A text set that TFDS knows, prepared before.
+    """A prepared text set of TFDS.
 
     Args:
       builder: its name in TFDS, such as "lm1b"; a configuration or version may follow as TFDS writes them.
-      feature: which feature is the text; None is "text", or the only one that is text.
-      data_dir: where TFDS keeps data sets; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      feature: name of the text feature; None for "text", or the only text feature.
+      data_dir: directory of TFDS data sets; None for TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
     Raises:
-      ValueError: an unknown name, a set that is not prepared, or not as array_record (the command that
-        prepares it is named), or one without text.
+      ValueError: an unknown name, a set that is not prepared, or not as array_record (the message has the command that
+        prepares it), or one without text.
     """
 
     splits: tuple[str, ...] = SPLITS

@@ -1,7 +1,8 @@
 """The released folders of Pathfinder: ``imgs/N/sample_M.png`` and ``metadata/*.npy`` with a line for each image.
 
-The name of the metadata says array, and some are; those of Long Range Arena are text. Either way the columns are
-folder, file, number, label and the settings. Images of no bytes, of which the released set has some, are left out.
+Despite the suffix, some metadata files are NumPy arrays and others, those of Long Range Arena, are text. Either way the
+columns are folder, file, number, label and the settings. Empty image files, of which the released set has some, are
+left out.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Released:
       size: pixels of a side.
 
     Raises:
-      ValueError: no metadata there, or no image.
+      ValueError: no metadata, or fewer than 10 images.
     """
 
     def __init__(self, path: str, size: int):

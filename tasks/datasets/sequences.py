@@ -1,8 +1,8 @@
-"""Labeled sequences and pairs of sequences with one small interface: texts or arrays of symbols, in random access.
+"""Labeled sequences and pairs of sequences with one small interface: texts or arrays of symbols, with random access.
 
-``create(name, **options)`` makes one: "listops" and "pathfinder" are computed, "images" reads any image set as rows of
-gray pixels, "tsv" is the user's own table, "folder" the user's own texts, and "tfds" any text classification set that
-TFDS has prepared as array_record.
+``create(name, **options)`` makes one: "listops" and "pathfinder" are computed, "images" reads any image set as
+sequences of gray pixels, "tsv" is the user's own table, "folder" the user's own texts, and "tfds" any text
+classification set that TFDS has prepared as array_record.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from tasks.registry import construct_named
 
 Sequence = bytes | np.ndarray
-"""A text, UTF-8, or whole numbers (length,) from 0 to ``symbols - 1``."""
+"""A text, UTF-8, or integers (length,) from 0 to ``symbols - 1``."""
 
 
 class Source(Protocol):
     """The labeled sequences of a split."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Sequence, Sequence | None, int]:
-        """Returns a sequence, the second one of a pair, and the label."""
+        """Returns a sequence, the second sequence of a pair or None, and the label."""
         ...
 
 
@@ -34,12 +34,12 @@ class SequenceDataset(Protocol):
 
     Attributes:
       class_names: name of each label.
-      splits: the splits there are.
-      report: what the user should know about the data (files left out, say); "" for nothing.
-      pairs: whether an example is two sequences.
-      symbols: how many there are; None for texts.
-      levels: whether symbols are levels of a quantity, as of gray, in their order.
-      length: of the longest sequence; None where that is not known.
+      splits: names of the splits.
+      report: remarks about the data for the user, such as files left out; "" for none.
+      pairs: whether an example is a pair of sequences.
+      symbols: number of different symbols; None for texts.
+      levels: whether symbols are ordered levels of a quantity, such as gray levels.
+      length: length of the longest sequence; None if unknown.
       full: whether all sequences have that length.
     """
 
@@ -72,6 +72,6 @@ def create(name: str, **options: Any) -> SequenceDataset:
     """Makes a data set.
 
     Raises:
-      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+      ValueError: an unknown name or option (similar ones are suggested), or data that can't be used.
     """
     return construct_named("set of sequences", SEQUENCES, name, options)

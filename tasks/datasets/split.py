@@ -1,8 +1,8 @@
 """Held-out examples chosen by a fixed rule: stratified, and the same on every machine and version.
 
-Within each class the examples are ranked by the SHA-256 of a key that names them; the first ones are
-held out. No random number generator or library's splitter is involved, and an added example moves at
-most those at a class's border.
+Within each class the examples are ranked by the SHA-256 of a key that names them; the first ones are held out. No
+random number generator or splitting function of a library is involved, and adding an example moves at most the examples
+at its class's border.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05
-"""The part of all documents that each of the validation and test splits gets."""
+"""Fraction of all documents in each of the validation and test splits."""
 
 
 def split_of(key: str) -> str:
-    """The split of the document named ``key``: by its SHA-256 alone, so that no other document moves it."""
+    """The split of the document named ``key``, by its SHA-256 alone, independent of all other documents."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return "test" if place < HELD_OUT else "validation" if place < 2 * HELD_OUT else "train"
 
@@ -30,11 +30,11 @@ def hold_out(keys: Sequence[str], labels: Sequence[int], count: int) -> list[int
 
     Args:
       keys: a name for each example, unique.
-      labels: the class of each.
-      count: how many to hold out.
+      labels: the class of each example.
+      count: number of examples to hold out.
 
     Returns:
-      Their positions, ascending.
+      Their indices, ascending.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for position, label in enumerate(labels):

@@ -1,8 +1,8 @@
 """The embedded text: the source of Python's own standard library, real text on any machine, with no download.
 
-Some 11 MB in about a thousand modules. Left out are the test suites, which some systems don't install,
-installed packages, the manual that pydoc keeps as one file, and files written when Python was built. Prepared once per
-Python version into an array_record of TFDS, without TensorFlow.
+About 11 MB in about a thousand modules. Excluded are the test suites, which some systems don't install, installed
+packages, pydoc's manual, and files that are generated when Python is built. Prepared once per Python version into an
+array_record of TFDS, without TensorFlow.
 
 The split is by file: the SHA-256 of a module's path within the library ("json/decoder.py") puts 5 % of
 the modules into the test split and 5 % into the validation split (:func:`tasks.datasets.split.split_of`).
@@ -30,7 +30,7 @@ _LEFT_OUT = frozenset(
 )
 _VERSION = f"python-{platform.python_version()}"
 _FEWEST = 200
-"""Modules below which this is no standard library with its source."""
+"""Minimum number of modules for the source of the standard library to count as present."""
 
 
 def modules(root: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def modules(root: Path) -> list[Path]:
 
 
 def source_of(path: Path) -> bytes:
-    """The text of a module, with "\\n" at the ends of its lines on every system."""
+    """The text of a module, with "\\n" line endings on every system."""
     return path.read_bytes().replace(b"\r\n", b"\n")
 
 
@@ -83,11 +83,11 @@ class MixerZooPythonSource(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the builder, its data on disk.
+    """Returns the builder, with its data on disk.
 
     Args:
-      data_dir: where TFDS keeps data sets; None is TFDS's default (the environment variable
-        TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      data_dir: directory of TFDS data sets; None for TFDS's default (the environment variable TFDS_DATA_DIR, else
+        ~/tensorflow_datasets).
 
     Raises:
       ValueError: the directory can't be written to and does not hold the data yet, or this Python
@@ -98,11 +98,11 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         return builder
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would announce a download that does not happen
             builder.download_and_prepare()
     except OSError as error:
         builder = MixerZooPythonSource(config=_VERSION, data_dir=data_dir, file_format="array_record")
-        if not builder.is_prepared():  # else another process was quicker
+        if not builder.is_prepared():  # otherwise another process has prepared it
             root = os.fspath(builder._data_dir_root)
             raise ValueError(
                 f"can't write the text data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be "
@@ -115,7 +115,7 @@ class StandardLibrary:
     """The embedded text.
 
     Args:
-      data_dir: where TFDS keeps data sets; None is TFDS's default.
+      data_dir: directory of TFDS data sets; None for TFDS's default.
     """
 
     splits: tuple[str, ...] = SPLITS

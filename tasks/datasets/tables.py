@@ -1,9 +1,9 @@
-"""The user's own table of labeled texts or pairs of texts: lines of columns with tabs between them.
+"""The user's own table of labeled texts or pairs of texts: lines of tab-separated columns.
 
-One file is split by its texts: the SHA-256 of a line's text puts 5 % of the lines into the test split and 5 % into the
-validation split, and the same text is always in the same one. Of a folder, the files whose names have "train", "val",
-"valid", "validation", "dev" or "eval", and "test" between dots, dashes or underscores are the splits; one that is
-missing is held out of "train" by the same rule. Texts stay on disk: an index of lines is kept.
+A single file is split by its texts: the SHA-256 of a line's text puts 5 % of the lines into the test split and 5 % into
+the validation split, and equal texts are always in the same split. In a folder, the splits are the files with "train",
+"val" (or "valid", "validation", "dev", "eval") and "test" in their names, separated by dots, dashes or underscores; a
+missing one is held out of "train" by the same rule. Texts stay on disk; only an index of lines is kept in memory.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "va
 
 
 class Lines:
-    """Chosen columns of the lines of a file, in random access.
+    """Chosen columns of the lines of a file, with random access.
 
     Args:
       path: the file, UTF-8.
-      columns: which, by their names in the first line, or where there is no such line by their numbers from 0.
+      columns: the columns, by their names in the first line, or without a header by their numbers from 0.
       header: whether the first line has the names.
 
     Raises:
-      ValueError: no such column, or a line without one of them.
+      ValueError: no such column, or a line in which one of them is missing or empty.
     """
 
     def __init__(self, path: Path, columns: list[Column], header: bool = True):
@@ -56,13 +56,13 @@ class Lines:
         return len(self.offsets)
 
     def __getitem__(self, index: int) -> list[bytes]:
-        """The columns of a line, in the order in which they were asked for."""
+        """The columns of a line, in the order of ``columns``."""
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
             return self._cells(file.readline(), None)
 
     def column(self, which: int) -> list[bytes]:
-        """One of the columns asked for, of all lines."""
+        """Column ``which`` of ``columns`` for all lines."""
         with self.path.open("rb") as file:
             found = []
             for offset in self.offsets:
@@ -97,7 +97,7 @@ def files_of(path: str | Path) -> dict[str, Path]:
     """The file of each split in a folder, or {"": file}.
 
     Raises:
-      ValueError: nothing there, no training file, or two files for a split.
+      ValueError: no such file, no training file, or two files for a split.
     """
     root = Path(path).expanduser()
     if root.is_file():
@@ -132,7 +132,7 @@ class Rows:
 
 
 def _label(cell: bytes) -> str:
-    """The name of a label: of numbers, 1.0 is 1."""
+    """The name of a label; for numbers, 1.0 is the same as 1."""
     text = cell.decode(errors="replace").strip()
     try:
         return str(int(float(text))) if float(text) == int(float(text)) else text
@@ -141,23 +141,23 @@ def _label(cell: bytes) -> str:
 
 
 def _ordered(names: set[str]) -> list[str]:
-    """Names of labels in their order: numbers by size."""
+    """Sorted names of labels; numbers are sorted by value."""
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=int) if numbers else sorted(names)
 
 
 class Table:
-    """A table of the user.
+    """The user's own table.
 
     Args:
       path: a .tsv file, or a folder of them.
-      text, label: columns, by their names, or by their numbers where there is no line of names.
+      text, label: columns, by their names, or without a header by their numbers.
       text2: the column of the second text of a pair; "" for single texts.
       header: whether the first line has the names of the columns.
 
     Raises:
-      ValueError: no file, no such column, a line without a text, a second text or a label, a single class, or labels
-        that the training file lacks.
+      ValueError: no such file or column, a line without a text, second text or label, a single class, or labels that
+        the training file lacks.
     """
 
     symbols: int | None = None
@@ -165,7 +165,7 @@ class Table:
     length: int | None = None
     full = False
     known: tuple[str, ...] | None = None
-    """The names of all labels, where they do not follow from the file."""
+    """The names of all labels, if they are not taken from the file."""
 
     def __init__(
         self, path: str, text: Column = "text", label: Column = "label", text2: Column = "", header: bool = True
@@ -204,7 +204,7 @@ class Table:
         self.report = ""
 
     def read(self, cell: bytes) -> object:
-        """The sequence of a cell."""
+        """Converts a cell to a sequence: here, its bytes."""
         return cell
 
     def source(self, split: str) -> Rows:

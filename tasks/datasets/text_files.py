@@ -1,9 +1,9 @@
 """The user's own text: a file, or a folder with all the text files under it.
 
-Of many files each is in one split, by the SHA-256 of its path relative to the folder: 5 % test, 5 %
-validation. Of so few that a split would stay empty, each is cut: its first 90 % are trained on, the
-next 5 % are validation, the last 5 % test. Files that are not UTF-8 text, and hidden ones, are left out
-and counted in the report.
+Each file is in one split, by the SHA-256 of its path relative to the folder: 5 % test, 5 % validation. If there are so
+few files that a split would be empty, each file is cut: its first 90 % are for training, the next 5 % for validation,
+the last 5 % for the test. Hidden files, and files that are not UTF-8 text, are left out; the latter are counted in the
+report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TextFiles:
       path: a file or a folder.
 
     Raises:
-      ValueError: nothing there, or no text in it.
+      ValueError: no such file or folder, or no text in it.
     """
 
     splits: tuple[str, ...] = SPLITS
@@ -62,7 +62,7 @@ class TextFiles:
 
 
 def _visible(root: Path) -> list[Path]:
-    """All files under ``root`` in the order of their paths, but hidden ones."""
+    """All files under ``root``, except hidden ones, sorted by path."""
     found: list[Path] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -81,14 +81,14 @@ def _text(path: Path) -> bytes | None:
 
 
 def _cut(text: bytes) -> tuple[bytes, bytes, bytes]:
-    """The parts of a text for training, validation and test, none of which begins within a character."""
+    """The parts of a text for training, validation and test, cut between characters."""
     held = int(len(text) * HELD_OUT)
     first, second = (_beginning(text, len(text) - parts * held) for parts in (2, 1))
     return text[:first], text[first:second], text[second:]
 
 
 def _beginning(text: bytes, at: int) -> int:
-    """Where the character begins that the byte ``at`` is of."""
-    while at < len(text) and text[at] & 0xC0 == 0x80:  # 0b10......: a byte that goes on with a character
+    """The index at which the character that contains byte ``at`` begins."""
+    while at < len(text) and text[at] & 0xC0 == 0x80:  # 0b10......: a continuation byte
         at -= 1
     return at

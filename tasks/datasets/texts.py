@@ -1,4 +1,4 @@
-"""Sets of texts with one small interface: documents as bytes, in random access, in three splits.
+"""Data sets of texts with one small interface: documents as bytes, with random access, in three splits.
 
 ``create(name, **options)`` makes one: "stdlib" is embedded (the source of Python's own library),
 "files" is the user's own text, "tfds" any text set that TFDS has prepared as array_record.
@@ -16,9 +16,9 @@ class TextDataset(Protocol):
     """A set of texts.
 
     Attributes:
-      splits: the splits there are.
-      report: what the user should know about the data (files left out, say); "" for nothing.
-      cache: where a file of its tokens may be kept, without suffix; None if it is small enough for memory.
+      splits: names of the splits.
+      report: remarks about the data for the user, such as files left out; "" for none.
+      cache: path, without suffix, of a file in which its tokens may be stored; None if they fit into memory.
     """
 
     splits: tuple[str, ...]
@@ -38,6 +38,6 @@ def create(name: str, **options: Any) -> TextDataset:
     """Makes a text set.
 
     Raises:
-      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+      ValueError: an unknown name or option (similar ones are suggested), or data that can't be used.
     """
     return construct_named("text set", TEXTS, name, options)
