@@ -3,8 +3,8 @@ is better than with decays along the rows, and that better than without decays.
 
 A. Afzal et al., arXiv:2502.16249 (ImageNet, base size: 74.7 without decays, LION-LIT; 77.8 with fixed ones, LION-D;
 80.2 with those of the natural order). One small vision transformer on the digits at 32 pixels, 8 by 8 patches of 4 with
-a class token and learned positions, whose mixer differs. Seed 0: 0.561 in the natural order, 0.364 in the raster's and
-0.814 without decays; after so few steps decays only delay what is learned.
+a class token and learned positions, whose mixer differs. Seed 0: 0.928 in the natural order, 0.833 in the raster's and
+0.969 without decays. The order matters as in the paper; on pictures this small decays do not help.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def contest(quick: bool) -> Contest:
     return of_digits(
         {label: {**size, "num_heads": 4, "mixer": mixer} for label, mixer in MIXERS.items()},
         quick=quick,
-        steps=300,
-        warmup=30,
+        steps=1200,
+        warmup=60,
         figures=("accuracy", "loss"),
     )
 

@@ -40,11 +40,13 @@ def test_associative_recall_needs_a_margin_over_both() -> None:
 
 def test_state_tracking_asks_who_can_and_who_can_not() -> None:
     contestants = [c.label for c in state_tracking.contest(False).contestants]
-    assert {*state_tracking.SOLVERS, state_tracking.UNLEARNED} < set(contestants)
+    assert {*state_tracking.SOLVERS, *state_tracking.SHOWN} < set(contestants)
     found = {label: 1.0 if label in state_tracking.SOLVERS else 0.3 for label in contestants}
     assert state_tracking.verdict(rows("accuracy", **found))
     assert not state_tracking.verdict(rows("accuracy", **{**found, "S3, 2 steps, beta < 2": 0.9}))
     assert not state_tracking.verdict(rows("accuracy", **{**found, "S3, mamba2": 0.95}))
+    assert not state_tracking.verdict(rows("accuracy", **{**found, "parity, mlstm": 0.95}))
+    assert state_tracking.verdict(rows("accuracy", **{**found, "parity, rwkv7": 1.0}))
 
 
 def test_the_needle_is_judged_at_the_greatest_length() -> None:
