@@ -11,8 +11,7 @@ with K^2 + K learned scalars P and g. The active stream alternates (a = layer mo
 Gemma 3n the scalars depend on the token: with r(x) = tanh(W norm(x) / features), P is the identity plus a linear map of
 r(x_a), g is 1 plus a linear map of r(y), and the block reads p_a.
 
-:class:`SequenceAltUp` applies a block to every k-th token only, the anchors. The anchor of token i is c = k floor(i /
-k):
+:class:`SequenceAltUp` applies a block to every k-th token only, the anchors. Token i has the anchor c = k floor(i / k):
 
     predict   p_i = a x_i + b x_c
     compute   y = block(anchors)

@@ -2,9 +2,9 @@
 
     y = BN(K * x) + sum_j BN_j(K_j * x)
 
-* is a depth-wise convolution. The branches have small kernels, dilated to cover up to the large kernel's extent. In
-  evaluation each norm is a scale and an offset, and a dilated kernel is a large kernel with zeros, so the sum is a
-  single convolution with one kernel and a bias.
+where * is a depth-wise convolution. The branches have small kernels, dilated to cover up to the large kernel's extent.
+In evaluation each norm is a scale and an offset, and a dilated kernel is a large kernel with zeros, so the sum is a
+single convolution with one kernel and a bias.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LargeKernelConvolution(Mixer):
         if kernel_size not in BRANCHES:
             known = ", ".join(map(str, BRANCHES))
             raise ValueError(
-                f"a large kernel has a side of {known} tokens, for which the branches are known; got {kernel_size}"
+                f"kernel_size must be one of {known}, for which branches are defined; got {kernel_size}"
             )
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.kernel_size, self.dtype = kernel_size, dtype

@@ -70,7 +70,7 @@ class Stack(Module):
             setattr(self, str(self._length), block)
             self._length += 1
         if missing := [i for i in reductions or {} if not 0 <= i < self._length]:
-            raise ValueError(f"a reduction after block {missing[0]} of a stack of {self._length}")
+            raise ValueError(f"no reduction can follow block {missing[0]} of a stack of {self._length} blocks")
         self.reductions = nnx.Dict({str(i): reductions[i] for i in sorted(reductions)}) if reductions else None
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ class TokenAwarePooling(Mixer):
           ValueError: ``scales`` below 1.
         """
         if scales < 1:
-            raise ValueError(f"a token has at least the scale of itself: scales is 1 or more, got {scales}")
+            raise ValueError(f"scales must be at least 1, that of the token itself; got {scales}")
         place = Place() if place is None else place
         made: dict[str, Any] = {**place.dtypes, "rngs": rngs}
         self.inner = on_grid(bidirectional(inner, features, place=place, rngs=rngs), features, rngs=rngs)

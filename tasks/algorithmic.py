@@ -269,7 +269,7 @@ class Algorithmic(Procedural):
         self.shortest = self.problem.shortest
         super().__init__(length, test_length, num_eval, seed)
         if test_length == length:
-            raise ValueError(f"test_length={length} is that of training, which validation has: give another")
+            raise ValueError(f"test_length must differ from length={length}, which training and validation have")
         first = min(length + 1, test_length) if test_shortest is None else test_shortest
         if not self.shortest <= first <= test_length:
             raise ValueError(f"test_shortest is from {self.shortest} to test_length={test_length}, not {first}")

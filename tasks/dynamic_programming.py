@@ -86,7 +86,7 @@ class DynamicProgramming(Procedural):
                 f"a table of length {max(length, test_length)} has entries up to it: values={values} must be more"
             )
         if window is not None and (window < 2 or problem != "longest_increasing_subsequence"):
-            raise ValueError(f"window={window}: at least 2, and of the longest increasing subsequence")
+            raise ValueError(f"window={window}: must be at least 2, and is for the longest increasing subsequence only")
         self.problem, self.steps, self.window = problem, steps, window
         self.numbers = modulus if problem == "arithmetic" else values
         # After the numbers come the mark between parts, the operators and two brackets.

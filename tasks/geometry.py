@@ -253,7 +253,7 @@ class Geometry:
         if (test_points is not None and test_points < 3) or num_eval < 1:
             raise ValueError(f"test_points is at least 3 and num_eval at least 1, not {test_points} and {num_eval}")
         if problem == "tsp" and (most := max(points, test_points or 0)) > MOST_CITIES:
-            raise ValueError(f"shortest tours are found of at most {MOST_CITIES} points, not {most}: take fewer points")
+            raise ValueError(f"shortest tours can have at most {MOST_CITIES} points, not {most}: take fewer points")
         self.problem, self.points, self.fewest, self.test_points = problem, points, fewest, test_points
         self.num_eval, self.seed, self.end_position = num_eval, seed, end_position
 

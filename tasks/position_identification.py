@@ -55,7 +55,7 @@ class PositionIdentification(Procedural):
         longest = max(length, test_length or 0)
         if vocab_size <= SPARE + 1 or (problem == "position" and vocab_size <= longest):
             raise ValueError(
-                f"vocab_size={vocab_size}: {SPARE} numbers are no random tokens, and positions up to {longest} are "
+                f"vocab_size={vocab_size}: {SPARE} tokens are reserved, and positions up to {longest} are "
                 f"answers: take at least {max(SPARE + 2, longest + 1)}"
             )
         self.problem, self.vocab_size = problem, vocab_size

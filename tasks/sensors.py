@@ -166,7 +166,7 @@ class SensorSequences:
         self.test_length = length if test_length is None else test_length
         for name, value in (("length", length), ("test_length", self.test_length)):
             if value < ratio or value % ratio:
-                raise ValueError(f"{name} is whole chunks of ratio={ratio} readings, not {value}")
+                raise ValueError(f"{name} must be a multiple of ratio={ratio} readings, not {value}")
         self.source, self.length, self.ratio, self.axes, self.deltas = source, length, ratio, axes, deltas
         self.num_eval, self.seed = num_eval, seed
         self._sizes = (axes, axes)

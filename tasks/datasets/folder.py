@@ -67,7 +67,7 @@ class Folder:
         self._root = Path(path).expanduser()
         if not self._root.is_dir():
             raise ValueError(
-                f"there is no folder {self._root}: path= names the folder that holds one folder of images a class"
+                f"there is no folder {self._root}: path= names the folder that holds one folder of images per class"
             )
         layout = self._layout()
         unused = _Unused(self._root)
@@ -109,7 +109,7 @@ class Folder:
         where = self._root / "train" if self._divided else self._root
         if not names:
             raise ValueError(
-                f"{where} holds no images: it needs one folder a class with {', '.join(SUFFIXES)} files inside"
+                f"{where} holds no images: it needs one folder per class with {', '.join(SUFFIXES)} files inside"
             )
         for split, classes in found.items():
             more = [name for name in classes if name not in names]

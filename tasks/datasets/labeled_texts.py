@@ -30,8 +30,8 @@ def _folders(root: Path) -> list[str]:
 
 
 class TextFolders:
-    """Text files in one folder per class, with or without a folder for each split above ("train", "test", and
-    "validation" or "val"), like IMDB's aclImdb.
+    """Text files in one folder per class, optionally below a folder for each split ("train", "test", and "validation"
+    or "val"), like IMDB's aclImdb.
 
     A missing split is held out of the training files by the SHA-256 of a file's path
     (:func:`tasks.datasets.split.split_of`). A class that is missing in some split, such as IMDB's "unsup", is left out.
@@ -58,7 +58,7 @@ class TextFolders:
         classes = [set(_folders(place)) for place in places.values()]
         self.class_names = tuple(sorted(set.intersection(*classes)))
         if len(self.class_names) < 2:
-            raise ValueError(f"{places['train']} has no two folders with the texts of a class each")
+            raise ValueError(f"{places['train']} has fewer than two folders of texts, one for each class")
         left = sorted(set.union(*classes) - set(self.class_names))
         self.report = f"left out {', '.join(left)}: not all splits have that class" if left else ""
         found: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}

@@ -81,7 +81,7 @@ def symbols_of(text: bytes) -> np.ndarray:
     tokens = [token for token in text.split() if token not in (b"(", b")")]
     strange = next((token for token in tokens if token not in _SYMBOL), None)
     if strange is not None:
-        raise ValueError(f"{strange.decode(errors='replace')!r} is no token of ListOps: there are {' '.join(TOKENS)}")
+        raise ValueError(f"{strange.decode(errors='replace')!r} is not a token of ListOps: {' '.join(TOKENS)}")
     return np.asarray([_SYMBOL[token] for token in tokens], np.uint8)
 
 
@@ -158,7 +158,7 @@ class ListOps:
         if shortest > most // 2:
             raise ValueError(
                 f"shortest={shortest}: trees of max_depth={max_depth} and max_args={max_args} have at most {most} "
-                f"tokens, and next to none has half as many"
+                f"tokens, and almost none has half as many"
             )
         self.length, self.shortest, self.max_depth, self.max_args, self.seed = (
             length,

@@ -192,7 +192,7 @@ def _read(file: Path, source: str, target: str) -> list[Pair]:
             texts = [row.get(name) if isinstance(row, dict) else None for name in (source, target)]
         if not all(isinstance(text, str) for text in texts):
             what = "two columns" if file.suffix == ".tsv" else f"the texts {source!r} and {target!r}"
-            raise ValueError(f"line {number} of {file} has not {what}: source= and target= name others")
+            raise ValueError(f"line {number} of {file} lacks {what}: choose others by source= and target=")
         found.append(tuple(text.encode() for text in texts))
     return found  # type: ignore[return-value]
 

@@ -82,7 +82,7 @@ def _place(path: Path, column: Column, names: list[str], header: bool) -> int:
     if header:
         if str(column) not in names:
             near = unknown("column", str(column), names)
-            raise ValueError(f"{path}: {near}; a file without a line of names needs header=False and numbers")
+            raise ValueError(f"{path}: {near}; a file without a header needs header=False and column numbers")
         return names.index(str(column))
     try:
         place = int(column)
@@ -182,7 +182,7 @@ class Table:
             )
         for split, own in labels.items():
             if more := set(own) - set(self.class_names):
-                which = "which is none of its labels" if self.known else f"which {lines['train'].path} lacks"
+                which = "which is not one of its labels" if self.known else f"which {lines['train'].path} lacks"
                 raise ValueError(f"{lines[split].path} has the label {min(more)!r}, {which}")
         places = {split: np.arange(len(own)) for split, own in lines.items()}
         lacking = [split for split in SPLITS if split not in lines]

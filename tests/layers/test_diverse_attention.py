@@ -28,7 +28,7 @@ def test_each_scale_is_a_mean_with_zeros_beyond_the_map() -> None:
         expected[0, row, column] += weights[0, row, column, scale] * mean
     found = layer.pooled(jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
     assert relative(found, expected) < 1e-6
-    with pytest.raises(ValueError, match="scales is 1 or more, got 0"):
+    with pytest.raises(ValueError, match="scales must be at least 1, that of the token itself; got 0"):
         layers.TokenAwarePooling(4, scales=0, rngs=nnx.Rngs(0), place=layers.Place(num_heads=2))
 
 

@@ -133,7 +133,7 @@ def test_what_is_refused() -> None:
         make("max_pool")(X, Tokens(segment_ids=jnp.zeros((2, LENGTH), jnp.int32)))
     with pytest.raises(ValueError, match="MaxPoolReduction leaves no grid, and what follows takes grids only"):
         make("max_pool", prefix=0)(X[:, PREFIX:].reshape(2, *GRID, FEATURES))
-    with pytest.raises(ValueError, match="a reduction after block 4 of a stack of 4"):
+    with pytest.raises(ValueError, match="no reduction can follow block 4 of a stack of 4"):
         _stack({4: make("max_pool")})
 
 

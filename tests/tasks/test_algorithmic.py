@@ -140,7 +140,7 @@ def test_what_it_refuses() -> None:
     for options, message in (
         ({"problem": "reverse_sting"}, "did you mean 'reverse_string'"),
         ({"problem": "solve_equation", "length": 2}, "length is at least 3 here"),
-        ({"length": 9, "test_length": 9}, "test_length=9 is that of training"),
+        ({"length": 9, "test_length": 9}, "test_length must differ from length=9"),
         ({"test_length": 50, "test_shortest": 51}, "test_shortest is from 1 to test_length=50"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -110,7 +110,7 @@ def test_missing(tmp_path):
 )
 def test_empty(tmp_path, make):
     make(tmp_path)
-    with pytest.raises(ValueError, match="holds no images: it needs one folder a class"):
+    with pytest.raises(ValueError, match="holds no images: it needs one folder per class"):
         Folder(str(tmp_path))
 
 

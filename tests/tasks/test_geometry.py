@@ -160,7 +160,7 @@ def test_what_is_refused() -> None:
     for options, message in (
         ({"problem": "convex_hul"}, "unknown problem 'convex_hul': did you mean 'convex_hull'"),
         ({"fewest": 9}, "fewest is from 3 to points=8, not 9"),
-        ({"problem": "tsp", "test_points": 20}, "found of at most 12 points, not 20: take fewer points"),
+        ({"problem": "tsp", "test_points": 20}, "can have at most 12 points, not 20: take fewer points"),
         ({"num_eval": 0}, "num_eval at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

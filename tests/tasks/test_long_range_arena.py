@@ -105,7 +105,7 @@ def test_the_authors_files_are_read(tmp_path: Path) -> None:
             assert value_of(" ".join(listops.TOKENS[symbol] for symbol in symbols))[0] == row["label"]
     (tmp_path / "basic_val.tsv").write_text("Source\tTarget\n( [MAX 1 ) 77\t3\n")
     broken = tasks.create("long_range_arena", dataset={"path": str(tmp_path)})
-    with pytest.raises(ValueError, match="'77' is no token of ListOps"):
+    with pytest.raises(ValueError, match="'77' is not a token of ListOps"):
         broken.examples("validation").get(0, None)
 
 

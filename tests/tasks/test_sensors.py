@@ -108,8 +108,8 @@ def test_figures() -> None:
 def test_refusals() -> None:
     for options, message in (
         ({"source": "forces"}, "unknown source 'forces': did you mean 'force'"),
-        ({"length": 25}, "length is whole chunks of ratio=10 readings, not 25"),
-        ({"test_length": 5}, "test_length is whole chunks of ratio=10 readings, not 5"),
+        ({"length": 25}, "length must be a multiple of ratio=10 readings, not 25"),
+        ({"test_length": 5}, "test_length must be a multiple of ratio=10 readings, not 5"),
         ({"axes": 0}, "at least 1"),
         ({"source": "csv"}, "inputs=NAME"),
     ):
