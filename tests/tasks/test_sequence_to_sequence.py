@@ -137,9 +137,9 @@ def test_columns_and_fields_by_name(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.txt", "x\ty", "neither .tsv nor .jsonl"),
-        ("a.tsv", "a\tb\nc\n", "line 2 of .*a.tsv has not two columns"),
+        ("a.tsv", "a\tb\nc\n", "line 2 of .*a.tsv lacks two columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{', "line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", '{"source": "a"}', "has not the texts 'source' and 'target'"),
+        ("a.jsonl", '{"source": "a"}', "lacks the texts 'source' and 'target'"),
         ("a.tsv", "a\tb\nc\td\n", "too few pairs: none are left for train"),
     ],
 )
