@@ -1,5 +1,6 @@
 """The delta rule: a linear recurrence over time whose transitions are products of (generalized) Householder
-matrices."""
+matrices.
+"""
 
 from __future__ import annotations
 
@@ -46,36 +47,36 @@ def delta_rule(
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> Any:
-    """The delta rule (arXiv:2406.06484), gated (arXiv:2412.06464), gated per key (arXiv:2510.26692), with any number of
-    steps a token (arXiv:2502.10297), each with a key p to read under (arXiv:2503.14456).
+    """The delta rule (arXiv:2406.06484), gated (arXiv:2412.06464), gated per key dimension (arXiv:2510.26692), with any
+    number of steps per token (arXiv:2502.10297), each with its own read key p (arXiv:2503.14456).
 
-        S <- exp(g_t) S                                        once a token: g = decay <= 0
-        S <- (I - beta_j k_j p_j^T) S + beta_j k_j v_j^T       for each of the token's steps j; p = read_key, or k
-        o_t = scale * q_t S                                    after the last one
+        S <- exp(g_t) S                                        once per token: g = decay <= 0
+        S <- (I - beta_j k_j p_j^T) S + beta_j k_j v_j^T       for each step j of the token; p = read_key, or k
+        o_t = scale * q_t S                                    after the last step
 
-    A step moves what the memory S holds under the key k toward v: all the way with beta = 1 and a key
-    of norm 1, beyond it with beta in (1, 2), which gives the transition a negative eigenvalue. It is
-    stable for beta |k|^2 <= 2: keys are not normalized here. With a p of another direction than k a step alone may
-    lengthen S: that the recurrence is stable is then the caller's care. There is no mask: a step with beta = 0 of
-    a token with decay 0 changes no state, which is how a layer skips padding. The state and the sums
-    are float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
+    A step moves the value that the memory S stores for the key k toward v: completely with beta = 1 and a key of norm
+    1, and beyond v with beta between 1 and 2, where the transition has a negative eigenvalue. The recurrence is stable
+    for beta |k|^2 <= 2: keys are not normalized here. With p in another direction than k a single step may increase the
+    norm of S; the caller must then ensure stability. There is no mask: a step with beta = 0 of a token with decay 0
+    does not change the state, which is how a layer skips padding. The state and the sums are float32 (float64 for
+    float64 inputs) for every dtype; memory is linear in length, for the gradient too.
 
     Args:
       q: (batch, length, groups, key_dim).
       k: (batch, length * steps, groups, key_dim); step j of token t is row t * steps + j. groups divides
         heads, and head h reads group h // (heads // groups).
       v: (batch, length * steps, heads, value_dim).
-      beta: (batch, length * steps, heads), how far each step goes.
-      decay: the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. (batch, length, heads), or
-        (batch, length, heads, key_dim), a factor for each key. Pass float32.
-      read_key: as k: under which a step reads what it replaces; None: under k.
-      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
+      beta: (batch, length * steps, heads), the step sizes.
+      decay: the LOGARITHM of the factor on the state, <= 0; -inf forgets everything. (batch, length, heads), or (batch,
+        length, heads, key_dim) for a factor per key dimension. Pass float32.
+      read_key: of k's shape: the key p by which a step reads the value that it replaces; None is k.
+      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned scale.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default.
-      starts: bool (batch, length), True where a document begins, before all steps of that token: it and what follows
-        see nothing of before, the initial state included. False for padding. None: nowhere.
+      starts: bool (batch, length), True where a document begins: the state, including the initial one, is reset before
+        the steps of that token. False for padding. None is no start.
       return_state: also return the state after the last token.
-      chunk_size: steps that the XLA form handles at once, a power of two. Changes speed, not the result.
-      implementation: the name of one, or None for the best that serves the call.
+      chunk_size: steps that the XLA implementation processes at once, a power of two; affects only the speed.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
       (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim,

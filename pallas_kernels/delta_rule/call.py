@@ -32,12 +32,12 @@ class DeltaCall(MatrixCall):
 
     @property
     def steps(self) -> int:
-        """Of a token."""
+        """Number of steps per token."""
         return self.v.shape[1] // self.q.shape[1]
 
 
 def unserved(call: DeltaCall) -> str | None:
-    """What a call asks for that no kernel computes, or None."""
+    """Why no kernel supports the call, or None."""
     if call.starts is not None:
         return documents.OBJECTION
     if call.decay is not None and call.decay.ndim == 4:
@@ -48,8 +48,8 @@ def unserved(call: DeltaCall) -> str | None:
 
 
 def spread(x: jax.Array, steps: int, place: int) -> jax.Array:
-    """(batch, tokens, ...) to (batch, tokens * steps, ...), for kernels that know rows only: each at row ``place`` of
-    its token, zeros in the others.
+    """Maps (batch, tokens, ...) to (batch, tokens * steps, ...), for kernels with one row per step: values at row
+    ``place`` of each token, zeros in its other rows.
     """
     if steps == 1:
         return x

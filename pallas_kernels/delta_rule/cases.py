@@ -37,9 +37,10 @@ def _case(
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given, a key's own if
-    ``per_key``; keys to ``read`` under, made of those to write to; ``starts`` of documents for each row; then
-    ``change`` edits them."""
+    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given, per key dimension
+    if ``per_key``; read keys made from the keys by ``read``; ``starts`` of documents for each row; then ``change``
+    edits them.
+    """
 
     def arrays(rng: np.random.Generator) -> Arrays:
         k = rng.standard_normal((batch, length * steps, groups or heads, key_dim))
@@ -74,7 +75,7 @@ def _parallel_keys(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _reflections(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Every transition is orthogonal: nothing is ever forgotten."""
+    """Every transition is orthogonal: nothing is forgotten."""
     arrays["beta"] = np.full(arrays["beta"].shape, 2.0)
 
 
@@ -84,8 +85,8 @@ def _alike_and_reflecting(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what
-    follows.
+    """Most tokens keep nearly everything; a few forget so much that exp underflows and long sums of decays lose the
+    smaller terms.
     """
     decay = arrays["decay"]
     arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
@@ -96,25 +97,25 @@ def _large(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
-    """What a layer passes for trailing padding: beta 0 and decay 0."""
+    """The values that a layer passes for trailing padding: beta 0 and decay 0."""
     arrays["beta"][0, 20:] = 0
     arrays["decay"][0, 20:] = 0
 
 
 def _down_to_five(arrays: Arrays, rng: np.random.Generator) -> None:
-    """KDA's safe gate: log decays from 0 to -5 for each key; and a token of one key that forgets everything."""
+    """KDA's safe gate: log decays from 0 to -5 per key dimension; and one token that forgets one of them completely."""
     arrays["decay"] = -5 * rng.random(arrays["decay"].shape)
     arrays["decay"][0, 3, 0, 0] = -np.inf
 
 
 def _hard(arrays: Arrays, rng: np.random.Generator) -> None:
-    """All at once: one key, reflections, decays from none to -5."""
+    """All difficulties at once: identical keys, reflections, decays from 0 to -5."""
     _alike_and_reflecting(arrays, rng)
     arrays["decay"] = np.where(rng.random(arrays["decay"].shape) < 0.5, 0, -5 * rng.random(arrays["decay"].shape))
 
 
 def _shorter(k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Comba's: the same direction."""
+    """Comba's read keys, in the direction of the keys."""
     return 0.6 * k
 
 
@@ -124,7 +125,7 @@ def _of_other_direction(k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _erase_then_write(arrays: Arrays, rng: np.random.Generator) -> None:
-    """RWKV-7's two steps a token: a removal that reads the state before the decay, and a write that reads nothing."""
+    """RWKV-7's two steps per token: a removal that reads the state before the decay, and a write that reads nothing."""
     batch, length, heads, key_dim = arrays["decay"].shape
     arrays["decay"] = -np.exp(-0.5) * rng.random(arrays["decay"].shape)
     pairs = arrays["k"].reshape(batch, length, 2, heads, key_dim)
@@ -137,9 +138,9 @@ def _erase_then_write(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["beta"] = np.ones(arrays["beta"].shape)
 
 
-# From the first token, of one token, at the border of a chunk of 16 and beside it.
+# Documents that start at the first token, have one token, or start at or next to the border of a chunk of 16.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
-# Cases of one program: what differs is numbers.
+# Cases that share one program and differ only in values.
 _gated = functools.partial(_case, length=37, rate=0.3, state=True, return_state=True)
 _long = functools.partial(_case, length=70, state=True, return_state=True, chunk_size=64)
 _long_gated = functools.partial(_long, length=150, rate=0.3)

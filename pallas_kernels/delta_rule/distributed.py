@@ -1,8 +1,8 @@
-"""The delta rule of a sequence that is split over devices.
+"""The delta rule over a sequence that is split over devices.
 
-Each sends the product of its transitions and the state that its own tokens leave. The product is the rule itself,
-started from the identity with nothing to write, and 0 where a document begins. Then each device reads its tokens again
-from the state that they find. That is two passes instead of one, for n times as many devices at work.
+Each device sends the product of its transitions and the state after its own tokens. The product is computed by the rule
+itself, started from the identity with zero values, and is 0 where a document begins. Then each device processes its
+tokens again from their actual initial state. That is two passes instead of one, with n devices at work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from primitives import sequence
 
 
 def objection(call: DeltaCall) -> str | None:
-    """Why states can't be passed for the call, or None."""
+    """Why passing states does not support the call, or None."""
     return sequence.objection(call.q.shape[1])
 
 

@@ -1,29 +1,31 @@
-"""The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the
+"""The delta rule on Hopper GPUs: a linear attention whose values, what each step adds for its key, are computed on the
 way.
 
-A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay
-from a chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state
-at the start,
+A program computes 64 columns of one head's values and iterates over the sequence in chunks of 64 tokens. With e_i the
+decay from a chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the
+state at the start,
 
     r = T (v - e K S),  T = (I + M beta)^-1      u = beta r      O = (Q K^T * D, at and below the diagonal) u + e Q S
 
-where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA,
-in float32; the products read 16 bits, and sums and states are float32. Where beta is near 2 and nothing is forgotten
-each step reflects the state, and the product of all steps, of which T is made, keeps its size only to T's last place:
-rounded to 16 bits it multiplies errors from chunk to chunk. T is therefore read in two parts, for a product more to ten
-(six, of keys of 64) in a chunk and 16 KiB more of shared memory. What else is rounded, above all r, u and the values
-that T multiplies, adds up like a random walk: on one key, or on random ones, with beta 2 the interpreted kernel is 6 or
-2 % of the largest output from float64 after 512 tokens (44 and 5 % with T in 16 bits) where XLA's form, in float32, is
-at the 0.2 % of its results' own rounding; with beta below 1 and random keys 0.6 %. Two parts for r, u and what T
-multiplies as well, four products more in a chunk of eleven (keys of 128), would halve the error on one key with beta up
-to 2, and leave that of the gradients of q and the decays: it is not done. Such inputs are for XLA's form.
+where r is the difference between each value and the memory's, and u what the step adds. T is computed for all chunks at
+once by XLA, in float32; the products read 16 bits, and sums and states are float32. Where beta is near 2 and nothing is
+forgotten, each step reflects the state, and the norm of the product of all steps, which T represents, is preserved only
+to T's precision: T rounded to 16 bits amplifies errors from chunk to chunk. T is therefore read as a sum of two 16-bit
+parts, which costs one more product in addition to ten (six for keys of 64) per chunk and 16 KiB more shared memory. The
+other roundings, above all those of r, u and the values that T multiplies, accumulate like a random walk: with beta 2
+and identical or random keys, the interpreted kernel's error after 512 tokens is 6 or 2 % of the largest output,
+compared with float64 (44 and 5 % with T in 16 bits), where the XLA implementation, in float32, is at the 0.2 % of its
+results' own rounding; with beta below 1 and random keys it is 0.6 %. Two parts for r, u and the values that T
+multiplies as well, four more products per chunk of eleven (keys of 128), would halve the error for identical keys with
+beta up to 2 but not that of the gradients of q and the decays, and is not done. Use the XLA implementation for such
+inputs.
 
-Several steps a token are tokens of their own, of which the first decays and the last is read.
+The steps of a token are treated as tokens of their own, of which the first decays and the last is read.
 
-The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from later outputs and
-states, d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are
-linear attentions with the values u; where two of them only stay bounded as a difference, as the cotangent of the state
-does, they are one.
+The gradient with respect to u is again a delta rule, run from the end: with x the cotangent that reaches u from later
+outputs and states, d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. The gradients of q, k
+and the decays are linear attentions with the values u; where two of them are bounded only in their difference, as the
+cotangent of the state, they are computed as one.
 """
 
 from __future__ import annotations
@@ -57,13 +59,13 @@ from pallas_kernels.linear_attention.hopper_chunks import (
 from pallas_kernels.linear_attention.mosaic_gpu import Direction
 from primitives.differentiation import differentiable
 
-# Rows of a chunk's scalars: the decays as linear attention's ``sums_in_chunks`` sums them, and beta.
+# Rows of a chunk's scalars: the sums of decays from linear attention's ``sums_in_chunks``, and beta.
 SINCE, UNTIL, AGAIN, BETA = range(4)
 LARGEST = 128
 
 
 def objection(call: DeltaCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if (reason := unserved(call)) is not None:
         return reason
     q, k, v = call.q, call.k, call.v
@@ -86,7 +88,7 @@ def objection(call: DeltaCall) -> str | None:
 
 def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    # A chunk always has 64 steps, the rows of one product. Of a token's steps the first decays and the last is read.
+    # A chunk always has 64 steps, the rows of one product. The first step of a token decays and the last is read.
     steps = call.steps
     q, logs = (
         spread(call.q, steps, steps - 1),
@@ -116,7 +118,7 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_out, d_last = cotangents
     d_v, d_beta, d_state = _run(scale, q, k, d_out, residual, beta, logs, d_last)
     u = (beta[..., None] * residual.astype(jnp.float32)).astype(residual.dtype)
-    # Rounded once, so that what cancels in the decays' cotangents is the same everywhere.
+    # Rounded once, so that terms that cancel in the decays' cotangents are identical.
     d_read = (scale * d_out.astype(jnp.float32)).astype(q.dtype)
     read, held, back = (
         Direction(reverse, strict, 1.0, jnp.dtype(jnp.float32))
@@ -126,9 +128,9 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     probes = (None, None) if logs is None else (q, k)
     d_q, before, late = linear.sweep(read, d_read, u, k, logs, memory, probes[0])
     d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, probes[1])
-    # What reads a token's u is the cotangent of the state: what the outputs add to it, less what the later steps take
-    # away. Each alone grows with the length where nothing decays, their difference does not: one sweep over both, of
-    # each token its step before its output.
+    # A token's u is read by the cotangent of the state: the outputs' contribution minus that of later steps. Without
+    # decay each grows with the length, but not their difference: one sweep computes both, with a token's step before
+    # its output.
     taken, under = (
         jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q))
     )
@@ -160,11 +162,11 @@ def _run(
     logs: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A kernel, around which everything else is XLA: zeros to whole tiles, sums of the decays, and the inverses.
+    """Runs a kernel; XLA does the rest: padding to whole tiles, sums of the decays, and the inverses.
 
-    Forward: outputs and residuals (batch, length, heads, value_dim), and the last state. With ``residual`` back: for
-    ``v`` the cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and
-    of the first state.
+    Without ``residual``, the forward pass: returns outputs and residuals (batch, length, heads, value_dim), and the
+    last state. With ``residual``, the backward pass, where ``v`` is the cotangent of the outputs and ``state`` that of
+    the last state: returns the cotangents of the values, of beta, and of the first state.
     """
     back, length, dtype = residual is not None, q.shape[1], q.dtype
     heads, key_dim, value_dim = state.shape[1:]
@@ -183,7 +185,7 @@ def _run(
     )
     arrays["scalars"] = jnp.concatenate([sums, rates], axis=3)
     transition = _transition(arrays["k"], None if logs is None else sums[..., SINCE, :], rates, back)
-    # Not by a cast there and back, which the compiler may take for nothing.
+    # Not by a cast and back, which the compiler may remove.
     high = lax.reduce_precision(transition, exponent_bits=8, mantissa_bits=7)
     arrays |= {"transition": high.astype(dtype), "rest": (transition - high).astype(dtype)}
     struct = jax.ShapeDtypeStruct
@@ -193,7 +195,7 @@ def _run(
     scratch |= {name: tile(width, STAGES, CHUNK, CHUNK) for name in ("transition", "rest")}
     scratch |= {name: tile(width, CHUNK, width) for name in ("values", "written", "second" if not back else "first")}
     scratch["scalars"] = plgpu.SMEM((STAGES, 4, CHUNK), jnp.float32)
-    # The state waits there while other things need the registers.
+    # Holds the state while its registers are needed for other values.
     scratch["memory"] = tile(width, keys, width, dtype=jnp.float32)
     if residual is None:
         out.append(out[0])
@@ -232,13 +234,13 @@ def _run(
 
 
 def _transition(k: jax.Array, since: jax.Array | None, beta: jax.Array, back: bool) -> jax.Array:
-    """(I + M beta)^-1, or for the way back (I + beta M)^-1, of each chunk: (batch, heads, chunks, CHUNK, CHUNK).
+    """(I + M beta)^-1, or for the backward pass (I + beta M)^-1, for each chunk: (batch, heads, chunks, CHUNK, CHUNK).
 
     Args:
       k: (batch, length, groups, key_dim), whole chunks.
-      since: decays from the chunk's start, (batch, heads, chunks, CHUNK), or None without.
+      since: sums of decays from the chunk's start, (batch, heads, chunks, CHUNK), or None without decays.
       beta: (batch, heads, chunks, 1, CHUNK).
-      back: which of the two.
+      back: whether it is for the backward pass.
     """
     batch, _, groups, keys = k.shape
     k = jnp.moveaxis(k, 1, 2).reshape(batch, groups, -1, CHUNK, keys)
@@ -252,8 +254,8 @@ def _transition(k: jax.Array, since: jax.Array | None, beta: jax.Array, back: bo
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """One program, its references by name: all chunks for 64 columns of one head's values, ``made`` and ``shared`` as
-    :func:`_run` lays them out.
+    """One program: all chunks for 64 columns of one head's values, with its references by name (``given``), the outputs
+    ``made`` and the memory ``shared`` of :func:`_run`.
     """
 
     scale: float
@@ -277,7 +279,7 @@ class _Program:
         return self.chunks - 1 - step if self.reverse else step
 
     def rows(self, ref: Any, step: Any, dims: Any) -> Any:
-        """A step's rows of (batch, length, heads or a divisor, dim)."""
+        """The rows of a step in (batch, length, heads or a divisor, dim)."""
         own = lax.div(lax.axis_index("head"), jnp.int32(self.given["state"].shape[1] // ref.shape[2]))
         return ref.at[lax.axis_index("batch"), pl.ds(self.chunk(step) * CHUNK, CHUNK), own, dims]
 
@@ -313,34 +315,34 @@ class _Program:
         plgpu.wait_smem_to_gmem(0)
 
     def left(self, slot: Any) -> jax.Array:
-        """What is left at a chunk's end of the state at its start, a scalar."""
+        """The decay over the whole chunk, a scalar."""
         return jnp.exp2(self.shared["scalars"][slot, SINCE, CHUNK - 1])
 
     def store(self, name: str, x: jax.Array) -> None:
         self.shared[name][...] = x.astype(self.given["q"].dtype)
 
     def store_scores(self, way: Direction, slot: Any, scores: jax.Array) -> Any:
-        """Weights the scores and returns where they are stored."""
+        """Weights the scores by the decays, stores them and returns the reference."""
         into = linear.scores_of(self.shared)
         since, again = (self.shared["scalars"].at[slot, row] for row in (SINCE, AGAIN))
         into[...] = (self.scale * scores * linear.weights(way, since, again)).astype(into.dtype)
         return into
 
     def number(self, slot: Any, row: int) -> jax.Array:
-        """What a row of the scalars has for each row of values, for all columns. Loaded where it is used: registers are
-        short.
+        """A row of the scalars, one number per row of values, broadcast to all columns. Loaded where it is used, to
+        save registers.
         """
         return across(by_row(self.shared["scalars"].at[slot, row]), self.width)
 
     def moved(self, slot: Any, read: Callable[[Any], Any]) -> jax.Array:
-        """The chunk's transition, or as ``read`` reads it, times the values."""
+        """The chunk's transition, read by ``read``, times the values."""
         nothing = hopper.arrange(jnp.zeros((CHUNK, self.width), jnp.float32))
         high, low = (read(self.shared[name].at[slot]) for name in ("transition", "rest"))
         (total,) = hopper.add_products((nothing, high, self.shared["values"], low, self.shared["values"]))
         return total
 
     def forward(self, way: Direction, step: Any, slot: Any) -> jax.Array:
-        """Outputs and residuals of a chunk; returns the state after it."""
+        """Computes the outputs and residuals of a chunk; returns the state after it."""
         shared = self.shared
         q, k = shared["q"].at[slot], shared["k"].at[slot]
         left = self.left(slot)
@@ -351,7 +353,7 @@ class _Program:
         score_tile = self.store_scores(way, slot, scores)
         plgpu.commit_smem()
         residual = self.moved(slot, lambda tile: tile)
-        # The gradient has the residual in 16 bits: what it makes of it must be what is added here.
+        # Rounded as it is stored for the gradient, so that both passes use the same values.
         residual = residual.astype(self.given["q"].dtype)
         added = residual.astype(jnp.float32) * self.number(slot, BETA)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -371,8 +373,8 @@ class _Program:
         return state
 
     def back(self, way: Direction, step: Any, slot: Any) -> jax.Array:
-        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns that of the
-        state before it.
+        """Computes the cotangents of a chunk's values, and the products of those of u with the residuals; returns the
+        cotangent of the state before it.
         """
         shared = self.shared
         q, k, d_out = (shared[name].at[slot] for name in ("q", "k", "v"))

@@ -1,8 +1,9 @@
-"""The delta rule on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
+"""The delta rule on TPU: one pass over the chunks of a head with the state in VMEM, forward and backward.
 
-The mathematics is that of :mod:`pallas_kernels.delta_rule.xla`. A chunk's triangular matrix is inverted by doubling the
-size of the inverted diagonal blocks up to the whole, two products over the chunk each. The kernel knows rows only: of a
-token with several steps the first row decays, the last one is read, and the queries of the others are zeros.
+The mathematics is that of :mod:`pallas_kernels.delta_rule.xla`. A chunk's triangular matrix is inverted by repeatedly
+doubling the size of the inverted diagonal blocks, with two products over the chunk each time. The kernel has one row
+per step: for a token with several steps, the first row decays and the last one is read; the queries of the other rows
+are zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CHUNK = 128
 
 
 def objection(call: DeltaCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if (reason := unserved(call)) is not None:
         return reason
     q, k, v = call.q, call.k, call.v
@@ -45,7 +46,7 @@ def objection(call: DeltaCall) -> str | None:
 def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     """The op.
 
-    ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
+    ``chunk_size`` is used only in interpret mode, so that short sequences have several chunks there.
     """
     steps = call.steps
     logs = None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0)
@@ -67,8 +68,8 @@ class DeltaRule:
     """One chunk.
 
     Attributes:
-      scale: of the queries.
-      dtype: of the products' operands, other than those of the inverse.
+      scale: factor of the queries.
+      dtype: dtype of the products' operands, except for those of the inverse.
     """
 
     scale: float
@@ -102,15 +103,16 @@ class DeltaRule:
 
 @jax.custom_vjp
 def inverse(lower: jax.Array) -> jax.Array:
-    """(I + lower)^-1 of (n, n), n a power of two, zero on the diagonal and above; in full precision, because what
-    follows amplifies its errors.
+    """(I + lower)^-1 for ``lower`` (n, n), n a power of two, zero on and above the diagonal; in full precision, because
+    its errors are amplified later.
     """
     n = lower.shape[0]
     i, j = rows_and_columns(n)
     done = jnp.where(i == j, 1.0, 0.0)
     size = 1
     while size < n:
-        # Two neighbors A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        # For two neighboring blocks A and D with C below A, the inverse of their union has -D^-1 C A^-1 in the place of
+        # C.
         corners = jnp.where(joins(n, size), lower, 0.0)
         done = done - (corners if size == 1 else product(product(done, corners), done))
         size *= 2

@@ -1,22 +1,24 @@
-"""The delta rule chunk by chunk: matrix products inside a chunk, a scan that carries the state between chunks.
+"""The chunkwise delta rule: matrix products inside a chunk, and a scan that carries the state between chunks.
 
-With the state S at a chunk's start, D_ij the decay from step j to step i and e_i that from the chunk's
-start, what step i adds to the memory under its key is
+With the state S at a chunk's start, D_ij the decay from step j to step i and e_i that from the chunk's start, step i
+adds to the memory for its key
 
-    u_i = beta_i (v_i - e_i k_i S - sum_{j<i} D_ij (k_i . k_j) u_j),   so   u = T beta (v - e k S)   with   T = (I +
-    beta D K K^T, below the diagonal)^-1
+    u_i = beta_i (v_i - e_i k_i S - sum_{j<i} D_ij (k_i . k_j) u_j),   so that   u = T beta (v - e k S)
+    T = (I + beta D K K^T, below the diagonal)^-1
 
-and the outputs and the state after the chunk are those of a linear attention with values u. A diagonal
-block of 16 of T is inverted by doubling its size, the blocks below by substitution: all entries of T and
-of what leads to it stay of the size of beta. The powers of a Neumann series do not: they explode when keys are alike.
+and the outputs and the state after the chunk are those of a linear attention with values u. A diagonal block of 16 of T
+is inverted by repeatedly doubling the size of inverted blocks, the blocks below by substitution: all entries of T and
+of the intermediate results stay of the size of beta. The powers of a Neumann series do not: they explode when keys are
+similar.
 
-A decay per key is inside the products of keys. The scores of a chunk are then built by doubling, as in
-:mod:`pallas_kernels.linear_attention.xla`, those of queries and of keys at once: no exponent is ever positive. A step
-that reads the memory under another key than it writes to has that key in place of the first k of both lines above.
+A decay per key dimension is inside the products of keys. The scores of a chunk, of queries and of keys, are then built
+by doubling, as in :mod:`pallas_kernels.linear_attention.xla`: no exponent is ever positive. A read key takes the place
+of k_i in the first equation and of the first K in the last.
 
-Of packed documents the pairs of steps of one document remain, in T too, which has then a block for each.
+For packed documents only pairs of steps within one document remain, also in T, which then has a diagonal block for
+each.
 
-The gradient keeps the states at chunk boundaries and computes everything else again.
+The gradient stores the states at chunk boundaries and recomputes everything else.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ from primitives.differentiation import differentiable
 
 BLOCK = 16
 
-# The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim),
-# v (batch, groups, repeats, steps, value_dim), beta (batch, groups, repeats, steps, 1),
-# decay (batch, groups, repeats, tokens, 1 or key_dim) or None and the key to read under, as k, or None for k; beside
-# them starts (batch, tokens) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+# The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim), v (batch, groups,
+# repeats, steps, value_dim), beta (batch, groups, repeats, steps, 1), decay (batch, groups, repeats, tokens, 1 or
+# key_dim) or None, and the read key, as k, or None for k; besides them starts (batch, tokens) or None. The state is
+# (batch, groups, repeats, key_dim, value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
@@ -70,7 +72,7 @@ def _token(
     read: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token, step by step: what decoding runs."""
+    """One token, step by step, as used in decoding."""
     read = k if read is None else read
     q, k, v, beta, read = (x.astype(state.dtype) for x in (q, k, v, beta, read))
     if decay is not None:
@@ -185,19 +187,19 @@ def _chunk_per_key(
     decay: jax.Array,
     read: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
+    # Batch, groups and repeats are merged: XLA is slower with axes of size 1 between them.
     state_shape, out_shape, (tokens, dim) = state.shape, (*decay.shape[:-1], v.shape[-1]), decay.shape[-2:]
     steps = k.shape[-2] // tokens
     q, k, read = (jnp.broadcast_to(x[:, :, None], (*decay.shape[:3], *x.shape[-2:])) for x in (scale * q, k, read))
     q, k, v, beta, decay, read, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, beta, decay, read, state))
     packed = packed.of_each(q.shape[0] // state_shape[0])
     by_step = packed.repeat(steps)
-    # Of each token the keys under which its steps read, then its query: all that reads the memory.
+    # All readers of the memory: for each token the read keys of its steps, then its query.
     readers = jnp.concatenate([x.reshape(-1, tokens, x.shape[-2] // tokens, dim) for x in (read, q)], axis=-2)
     keys = k.reshape(-1, tokens, steps, dim)
-    # A step sees those before it, a query all steps of its token.
+    # A step reads the steps before it, a query all steps of its token.
     own = jnp.tril(jnp.ones((steps + 1, steps), bool), -1)
-    scores = jnp.where(own, readers @ jnp.swapaxes(keys, -1, -2), 0)  # of blocks of one token
+    scores = jnp.where(own, readers @ jnp.swapaxes(keys, -1, -2), 0)  # for blocks of one token
     since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
     while (size := since.shape[-2]) < tokens:
         late = readers.reshape(-1, tokens // size, size, steps + 1, dim)[:, 1::2] * jnp.exp(since[:, 1::2, :, None])
@@ -227,7 +229,7 @@ def _joined(x: jax.Array) -> jax.Array:
 
 @differentiable()
 def unit_inverse(lower: jax.Array) -> jax.Array:
-    """(I + lower)^-1 of (..., steps, steps), zero on the diagonal and above."""
+    """(I + lower)^-1 for ``lower`` (..., steps, steps), zero on and above the diagonal."""
     steps = lower.shape[-1]
     size = min(BLOCK, steps & -steps)
     diagonal = jnp.stack([lower[..., i : i + size, i : i + size] for i in range(0, steps, size)], axis=-3)
@@ -236,7 +238,8 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
         [diagonal[..., i : i + first, i : i + first] for i in range(0, size, first)], axis=-3
     )
     while (done := inverse.shape[-1]) < size:
-        # Two neighbors A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        # For two neighboring blocks A and D with C below A, the inverse of their union has -D^-1 C A^-1 in the place of
+        # C.
         corners = jnp.stack(
             [diagonal[..., i + done : i + 2 * done, i : i + done] for i in range(0, size, 2 * done)], axis=-3
         )
@@ -272,5 +275,5 @@ def _beside(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """In full precision on every device: what follows amplifies the inverse's errors."""
+    """Matrix product in full precision on every device, because errors of the inverse are amplified later."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

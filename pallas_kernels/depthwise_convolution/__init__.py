@@ -1,4 +1,4 @@
-"""Depth-wise convolution: each channel of a grid with a kernel of its own."""
+"""Depth-wise convolution of a grid: each channel has its own kernel."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pallas_kernels.depthwise_convolution.geometry import Pair
 from pallas_kernels.dispatch import Implementation, Op
 
 Padding = tuple[Pair, Pair] | Literal["same"] | None
-"""Zeros before and after rows, and columns; "same" is TensorFlow's, ceil(size / strides) outputs with the odd zero
-after; None is half the kernel on each side."""
+"""Zeros before and after rows, and columns; "same" is TensorFlow's: ceil(size / strides) outputs, with an odd zero
+after; None is half the kernel on each side.
+"""
 
 _op = Op(
     "depthwise_convolution",
@@ -34,32 +35,32 @@ def depthwise_convolution(
     padding: Padding = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Depth-wise convolution of a grid: each channel with a kernel of its own.
+    """Depth-wise convolution of a grid: each channel has its own kernel.
 
         y[i, j, c] = bias[c] + sum_{u, v} kernel[u, v, 0, c] x[i s + u d - before, j s + v d - before, c],  0 outside x
 
-    Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be differentiated any number of
+    Sums are float32 (float64 for float64 arrays), also in the gradients. The op can be differentiated any number of
     times, in forward and reverse mode, and mapped.
 
-    Where taps are many, a CPU computes by Fourier transforms. Their errors are relative to the largest value of a
-    channel's map, and a NaN or infinity anywhere in a map makes all outputs of its example and channel NaN, not those
-    alone that see it: a layer that masks sets masked positions to zero before.
+    With many taps it is computed by Fourier transforms on a CPU. Their errors are relative to the largest value of a
+    channel's map, and a NaN or infinity anywhere in a map makes all outputs of its example and channel NaN, not only
+    those within reach: a layer with a mask must set masked positions to zero first.
 
     Args:
       x: (batch, rows, columns, channels).
-      kernel: (kernel_rows, kernel_columns, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, ...), one for
-        each example.
+      kernel: (kernel_rows, kernel_columns, 1, channels), the layout of a grouped ``nnx.Conv``; or with a leading batch
+        axis, one for each example.
       bias: (channels,).
-      strides: steps between outputs, of rows and columns.
+      strides: steps between outputs, of rows and columns (or one number for both).
       dilation: steps between taps.
       padding: see :data:`Padding`.
-      implementation: the name of one, or None for the best that serves the call.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
-      (batch, output_rows, output_columns, channels), in the dtype to which x and kernel promote.
+      (batch, output_rows, output_columns, channels), in the promoted dtype of x and kernel.
 
     Raises:
-      ValueError: shapes that do not fit together; padding that is negative or leaves no place for the kernel.
+      ValueError: shapes that do not fit together; padding that is negative or too small for the kernel to fit.
     """
     if x.ndim != 4:
         raise ValueError(f"depthwise_convolution: x must be (batch, rows, columns, channels); got {x.shape}")
@@ -100,7 +101,9 @@ def depthwise_convolution(
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """``y + bias`` with the gradient of the bias, a sum over all positions, in float32 or wider."""
+    """``y + bias`` in y's dtype; the gradient of the bias, a sum over all positions, is computed in float32
+    or wider.
+    """
     wide = jnp.promote_types(y.dtype, jnp.float32)
     return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 

@@ -13,15 +13,15 @@ from pallas_kernels.depthwise_convolution.geometry import Geometry, Pair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DepthwiseCall(Call):
-    """What :func:`pallas_kernels.depthwise_convolution.depthwise_convolution` leaves to an implementation: all but the
-    bias.
+    """The arguments of :func:`pallas_kernels.depthwise_convolution.depthwise_convolution` for an implementation,
+    without the bias.
 
     Implementations return y (batch, output_rows, output_columns, channels) in the arrays' dtype.
 
     Attributes:
       x: (batch, rows, columns, channels).
-      kernel: (kernel_rows, kernel_columns, channels), or with the batch before; of x's dtype.
-      strides, dilation: of rows and of columns.
+      kernel: (kernel_rows, kernel_columns, channels), or with a leading batch axis; of x's dtype.
+      strides, dilation: those of rows and columns.
       padding: zeros before and after rows, and columns.
     """
 
@@ -36,7 +36,7 @@ class DepthwiseCall(Call):
 
     @property
     def geometry(self) -> Geometry:
-        """The sizes of it all."""
+        """The sizes of the convolution."""
         rows, columns = self.x.shape[1:3]
         kernel_rows, kernel_columns = self.kernel.shape[-3:-1]
         return Geometry((rows, columns), (kernel_rows, kernel_columns), self.strides, self.dilation, self.padding)

@@ -24,7 +24,7 @@ def _case(
     change: Callable[[Arrays], None] | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays; ``each`` is a kernel for each example."""
+    """Standard normal arrays; ``each`` makes a kernel for each example."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         made = {
@@ -41,13 +41,13 @@ def _case(
 
 
 def _offset(arrays: Arrays) -> None:
-    """Values far from zero by a common number, under a kernel that takes differences: most of every sum cancels."""
+    """Values with a large common offset, and a kernel that takes differences: most of every sum cancels."""
     arrays["x"] = 1e3 + arrays["x"]
     arrays["kernel"] -= arrays["kernel"].mean((0, 1), keepdims=True)
 
 
 def _correlated(arrays: Arrays) -> None:
-    """A kernel and a map of slow waves, all of whose products have one sign."""
+    """A kernel and a map of slow waves, whose products all have the same sign."""
     for name, axes in (("x", (1, 2)), ("kernel", (0, 1))):
         rows, columns = (np.arange(arrays[name].shape[axis]) for axis in axes)
         wave = np.cos(0.1 * (rows[:, None] + columns))[..., None]

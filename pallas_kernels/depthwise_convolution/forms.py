@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from pallas_kernels.depthwise_convolution.geometry import Geometry, Pair, Part
 from primitives import operations
 
-# Products of the kernel's gradient that are written out, for XLA's CPU compiler: a view that more than 15 terms read is
-# made before the loop over its elements, which then vectorizes; up to 15 its fusion computes the view's place again for
+# Unrolled products of the kernel's gradient, for XLA's CPU compiler: a view with more than 15 users is materialized
+# before the loop over its elements, which then vectorizes; with up to 15 the fusion recomputes the view's index for
 # each element, 6 times slower.
 FEWEST, MOST = 16, 32
 
@@ -33,15 +33,15 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 
 
 def taps(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    """Each tap is a multiply-add of a shifted view; what a tap does not touch stays untouched by NaN in it."""
+    """The form in which each tap is a multiply-add of a shifted view; NaN affects only the outputs within reach."""
     with operations.multiply_adds():
         return {"y": _taps_output, "x": _taps_input, "kernel": _taps_kernel}[wanted](a, b, geometry).astype(a.dtype)
 
 
 def _pad(x: jax.Array, rows: Pair, columns: Pair) -> jax.Array:
-    """Zeros around each map; a negative number cuts off."""
+    """Pads each map with zeros; negative numbers crop."""
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
-    # Made once, not inside each tap.
+    # Materialized once, not recomputed for each tap.
     return jax.lax.optimization_barrier(padded)
 
 
@@ -57,8 +57,8 @@ def _taps_output(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
 
 def _taps_input(dy: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    # Position p of the input is read by tap u for output t where p + before = t stride + u dilation. Positions that
-    # differ by a stride (one phase) share their taps, whose outputs are shifted by the same number.
+    # Tap u reads position p of the input for output t where p + before = t stride + u dilation. Positions that differ
+    # by a multiple of the stride (one phase) have the same taps, with outputs shifted by the same number.
     phases, sizes, edges = [], [], []
     for axis in range(2):
         stride, step, before, size = (
@@ -97,7 +97,7 @@ def _taps_input(dy: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
     if geometry.strides == (1, 1):
         return phase(phases[0][0], phases[1][0])
-    # (groups, n, rows, row phases, columns, column phases, channels): the phases lie between one another.
+    # (groups, n, rows, row phases, columns, column phases, channels): the phases are interleaved.
     dx = jnp.stack(
         [jnp.stack([phase(rows, columns).astype(dy.dtype) for columns in phases[1]], 4) for rows in phases[0]], 3
     )
@@ -106,9 +106,9 @@ def _taps_input(dy: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
 
 def _taps_kernel(x: jax.Array, dy: jax.Array, geometry: Geometry) -> jax.Array:
-    # A scan over blocks of outputs adds their products with the views of the input that all taps read, one array of the
-    # kernel's shape for each example: no reduction, which XLA's CPU compiler does not vectorize, and no product as
-    # large as the input.
+    # A scan over blocks of outputs adds their products with the views of the input that all taps read, into one array
+    # of the kernel's shape for each example. This avoids reductions, which XLA's CPU compiler does not vectorize, and
+    # products as large as the input.
     (height, width), (down, across), (below, beside) = geometry.output, geometry.strides, geometry.dilation
     reach_down, reach_across = geometry.reach
     columns = -(-width // -(-width // MOST))
@@ -143,7 +143,7 @@ def _taps_kernel(x: jax.Array, dy: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def fft_size(geometry: Geometry) -> Pair:
-    """Of the transforms: the padded input, without zeros at its end that those at its start can replace."""
+    """The size of the transforms: the padded input, without zeros at its end that those at its start can replace."""
     sizes = []
     for size, (before, _), output, stride, reach in zip(
         geometry.size, geometry.padding, geometry.output, geometry.strides, geometry.reach
@@ -154,7 +154,7 @@ def fft_size(geometry: Geometry) -> Pair:
 
 
 def _smooth(size: int) -> int:
-    """The next size without a prime factor above 7."""
+    """The smallest size from ``size`` on without prime factors above 7."""
     while True:
         left = size
         for prime in (2, 3, 5, 7):
@@ -166,8 +166,8 @@ def _smooth(size: int) -> int:
 
 
 def fft(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    """Products of Fourier transforms: as fast for any number of taps. Errors are relative to a whole map, and NaN
-    spreads over one.
+    """The form by Fourier transforms, whose speed does not depend on the number of taps. Errors are relative to a whole
+    map, and NaN spreads over it.
     """
     size = fft_size(geometry)
     spread: dict[Part, list[tuple[int, int, int]]] = {
@@ -198,11 +198,11 @@ def fft(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Arr
 
 
 def library(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    """XLA's grouped convolution, which is cuDNN's on a GPU."""
+    """The form by XLA's grouped convolution, which is cuDNN's on a GPU."""
     groups, channels = a.shape[0], a.shape[-1]
 
     def flat(x: jax.Array) -> jax.Array:
-        """Groups of examples to groups of channels: (..., rows, columns, groups * channels)."""
+        """Moves the groups of examples into the channels: (..., rows, columns, groups * channels)."""
         x = jnp.moveaxis(x, 0, -2)
         return x.reshape(*x.shape[:-2], groups * channels)
 

@@ -15,10 +15,10 @@ class Geometry:
     """The sizes of a convolution, (rows, columns) each.
 
     Attributes:
-      size: of the input.
-      kernel: of the kernel.
-      strides: between outputs.
-      dilation: between the kernel's taps.
+      size: size of the input.
+      kernel: size of the kernel.
+      strides: steps between outputs.
+      dilation: steps between the kernel's taps.
       padding: zeros before and after each axis of the input; none is negative.
     """
 
@@ -30,19 +30,19 @@ class Geometry:
 
     @property
     def reach(self) -> Pair:
-        """Of the kernel, its dilation included."""
+        """Extent of the kernel, including its dilation."""
         rows, columns = ((taps - 1) * step + 1 for taps, step in zip(self.kernel, self.dilation))
         return rows, columns
 
     @property
     def padded(self) -> Pair:
-        """The input with its padding."""
+        """Size of the padded input."""
         rows, columns = (size + sum(zeros) for size, zeros in zip(self.size, self.padding))
         return rows, columns
 
     @property
     def output(self) -> Pair:
-        """Positions of the kernel that fit into the padded input."""
+        """Size of the output: the kernel's positions that fit into the padded input."""
         rows, columns = (
             max((n - reach) // stride + 1, 0) for n, reach, stride in zip(self.padded, self.reach, self.strides)
         )
@@ -50,9 +50,9 @@ class Geometry:
 
     @property
     def taps(self) -> int:
-        """Of the kernel."""
+        """Number of taps of the kernel."""
         return math.prod(self.kernel)
 
     def of(self, part: Part) -> Pair:
-        """The spatial shape of one of the three."""
+        """The spatial shape of the input, kernel or output."""
         return {"x": self.size, "kernel": self.kernel, "y": self.output}[part]

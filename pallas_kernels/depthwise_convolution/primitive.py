@@ -4,11 +4,11 @@ With x padded by zeros, strides s and dilation d, the sum
 
     sum_{t, u, c} y[t, c] x[t s + u d, c] kernel[u, c]
 
-is linear in each of the input x, the kernel and the output y. Its derivative in one of the three is a function of the
-  other two: in y
-the convolution, in x and in the kernel its gradients. The primitive computes any one of the three, so that each of its
-derivatives, of any order and in either mode, is the primitive again. (:mod:`primitives.differentiation`, for functions
-that are not linear, would differentiate the form's own operations, and map them one by one where more groups do.)
+is linear in each of the input x, the kernel and the output y. Its derivative with respect to one of the three is a
+function of the other two: for y the convolution, for x and the kernel its gradients. The primitive computes any one of
+the three, so that each of its derivatives, of any order and in either mode, is the primitive again.
+(:mod:`primitives.differentiation`, for functions that are not linear, would differentiate the form's own operations,
+and map them one by one instead of adding groups.)
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ def convolution(x: jax.Array, kernel: jax.Array, geometry: Geometry, form: str) 
 
     Args:
       x: (groups, n, rows, columns, channels).
-      kernel: (groups, kernel_rows, kernel_columns, channels), of the same dtype; each group of n examples has one of
-        its own.
+      kernel: (groups, kernel_rows, kernel_columns, channels), of the same dtype; each group of n examples has its own
+        kernel.
+      geometry: the sizes.
+      form: the name of the form.
 
     Returns:
       (groups, n, output_rows, output_columns, channels).
     """
-    # Where types say how arrays are spread over devices, JAX's own operations carry that on, and its own gradients
-    # follow.
+    # With varying mesh axes or explicit sharding in types, JAX's own operations propagate them, with JAX's own
+    # gradients.
     if any(getattr(jax.typeof(a), "vma", None) for a in (x, kernel)) or jax.sharding.get_abstract_mesh().explicit_axes:
         return _compute(x, kernel, geometry=geometry, form=form, wanted="y")
     return convolution_p.bind(x, kernel, geometry=geometry, form=form, wanted="y")
 
 
-# The two that are given, in the order of the operands, for each that is wanted.
+# For each result, the two given arrays in the order of the operands.
 GIVEN: dict[Part, tuple[Part, Part]] = {"y": ("x", "kernel"), "x": ("y", "kernel"), "kernel": ("x", "y")}
 
 
@@ -66,9 +68,7 @@ def _bind(wanted: Part, arrays: dict[Part, jax.Array], geometry: Geometry, form:
 def _transpose(
     place: int, cotangent: jax.Array, a: Any, b: Any, *, geometry: Geometry, form: str, wanted: Part
 ) -> jax.Array:
-    """The cotangent of the operand at ``place``: the primitive again, with the cotangent in the place of what it
-    computed.
-    """
+    """The cotangent of the operand at ``place``: the primitive again, with the result's cotangent as an operand."""
     given = GIVEN[wanted]
     return _bind(given[place], {wanted: cotangent, given[1 - place]: (a, b)[1 - place]}, geometry, form)
 
@@ -76,7 +76,9 @@ def _transpose(
 def _batch(
     operands: tuple[jax.Array, ...], axes: tuple[int | None, ...], *, geometry: Geometry, form: str, wanted: Part
 ) -> tuple[jax.Array, int]:
-    """More examples of the same kernel where only examples are mapped, more groups where kernels are."""
+    """Batching: further examples of the same kernel where only examples are mapped, further groups where
+    kernels are.
+    """
     given = GIVEN[wanted]
     count = next(x.shape[axis] for x, axis in zip(operands, axes) if axis is not None)
     kernels = wanted == "kernel" or axes[given.index("kernel")] is not None

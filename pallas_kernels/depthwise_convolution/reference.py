@@ -12,7 +12,7 @@ def depthwise_convolution(call: DepthwiseCall) -> tuple[jax.Array]:
     """The op."""
     sizes, wide = call.geometry, jnp.promote_types(call.x.dtype, jnp.float32)
     x = jnp.pad(call.x.astype(wide), ((0, 0), *call.padding, (0, 0)))
-    # Which row (column) of the padded input each output (first axis) finds under each tap (second axis).
+    # The row (column) of the padded input that each output (first axis) reads at each tap (second axis).
     rows, columns = (
         stride * jnp.arange(outputs)[:, None] + step * jnp.arange(taps)
         for outputs, taps, stride, step in zip(sizes.output, sizes.kernel, call.strides, call.dilation)

@@ -1,4 +1,4 @@
-"""The depth-wise convolution in JAX's own operations: the form by platform, size and taps."""
+"""The depth-wise convolution in JAX's own operations, in a form chosen by platform, size and number of taps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pallas_kernels.depthwise_convolution.call import DepthwiseCall
 from pallas_kernels.depthwise_convolution.geometry import Geometry
 from pallas_kernels.depthwise_convolution.primitive import convolution
 
-# Taps that cost as much as the transforms, for each of their points (36 to 46 on two cores, for maps of 14x14 to 56x56;
-# see ``python -m benchmarks.convolutions``).
+# Number of taps that cost as much as the transforms, for each of the transforms' points (36 to 46 on two cores, for
+# maps of 14x14 to 56x56; see ``python -m benchmarks.convolutions``).
 TAPS_PER_POINT = 44
-# Beyond this many written-out taps compilation is what takes the time.
+# Beyond this many unrolled taps compilation takes too long.
 MOST_TAPS = 100
 
 
 def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple[jax.Array]:
-    """The op; ``form`` names one of :data:`forms.FORMS`, None chooses."""
+    """The op; ``form`` is the name of one of :data:`forms.FORMS`, None for the result of :func:`choose`."""
     shared = call.kernel.ndim == 3
     x, kernel = (call.x[None], call.kernel[None]) if shared else (call.x[:, None], call.kernel)
     y = convolution(x, kernel, call.geometry, form or choose(call.geometry))
@@ -28,11 +28,11 @@ def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple
 
 
 def choose(geometry: Geometry) -> str:
-    """The form that is fastest, or near it and quick to compile.
+    """The name of the fastest form, or of one nearly as fast that compiles quickly.
 
-    A GPU has cuDNN. XLA's grouped convolution is 10 to 50 times slower on a CPU than shifted additions of few taps, and
-    than Fourier transforms where taps are many. On a TPU nothing was measured: few taps are additions there too, and
-    many the library's.
+    On a GPU it is cuDNN. On a CPU XLA's grouped convolution is 10 to 50 times slower than shifted additions for few
+    taps, and than Fourier transforms for many taps. On a TPU nothing was measured: few taps are shifted additions there
+    too, and many use the library.
     """
     platform = dispatch.current_platform()
     if platform == "gpu":

@@ -1,4 +1,6 @@
-"""Linear attention with decay: a matrix-valued linear recurrence over time, causal or from both ends."""
+"""Linear attention with decay: a linear recurrence over time with a matrix-valued state, causal or in both
+directions.
+"""
 
 from __future__ import annotations
 
@@ -49,39 +51,41 @@ def linear_attention(
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> Any:
-    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060),
-    GLA's (arXiv:2312.06635), or one on values, as the first pass of gated slot attention has it (arXiv:2409.07146).
+    """Linear attention (arXiv:2006.16236) without decay or with that of RetNet (arXiv:2307.08621), Mamba-2
+    (arXiv:2405.21060), GLA (arXiv:2312.06635), or per value dimension, as in the first pass of gated slot attention
+    (arXiv:2409.07146).
 
         S_t = exp(g_t) S_{t-1} + k_t v_t^T        o_t = scale * q_t S_t        g = decay <= 0
 
-    ``exclusive`` reads the state before the token, to which this token's decay is not yet applied, and with ``bonus`` u
-    the token itself by another weight (RWKV-6, arXiv:2404.05892): o_t = scale * q_t (S_{t-1} + diag(u) k_t v_t^T).
+    ``exclusive`` reads the state before the token, without this token's decay, and with ``bonus`` u also the token
+    itself, with weight u (RWKV-6, arXiv:2404.05892): o_t = scale * q_t (S_{t-1} + diag(u) k_t v_t^T).
 
-    ``causal=False`` runs the same recurrence from both ends and counts the diagonal once: token s
-    reaches t with exp(g_{s+1} + ... + g_t) from the left and exp(g_t + ... + g_{s-1}) from the right;
-    without decay that is q (K^T V). There is no mask: a token with k = 0 and decay 0 changes no state,
-    which is how a layer skips padding. The state and the sums are float32 (float64 for float64
-    inputs) whatever the dtype; memory is linear in length, for the gradient too.
+    ``causal=False`` runs the recurrence in both directions and counts the diagonal once: token s reaches t with the
+    weight exp(g_{s+1} + ... + g_t) from the left and exp(g_t + ... + g_{s-1}) from the right; without decay that is q
+    (K^T V). There is no mask: a token with k = 0 and decay 0 does not change the state, which is how a layer skips
+    padding. The state and the sums are float32 (float64 for float64 inputs) for every dtype; memory is linear in
+    length, for the gradient too.
 
     Args:
       q: (batch, length, groups, key_dim).
       k: (batch, length, groups, key_dim); groups divides heads, and head h reads group h // (heads // groups).
       v: (batch, length, heads, value_dim).
-      decay: the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. (heads,) constant,
-        (batch, length, heads) per token, or (batch, length, heads, key_dim) per token and key. Pass float32.
-      value_decay: (batch, length, heads, value_dim), the same per token and value, S_t = S_{t-1} diag(exp g_t) + k_t
-        v_t^T; instead of ``decay``.
-      backward_decay: of the direction from the right, with ``causal=False``; as ``decay``, and by default the same.
-      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
+      decay: the LOGARITHM of the factor on the state, <= 0; -inf forgets everything. (heads,) constant, (batch, length,
+        heads) per token, or (batch, length, heads, key_dim) per token and key dimension. Pass float32.
+      value_decay: (batch, length, heads, value_dim), the same per token and value dimension, S_t = S_{t-1} diag(exp
+        g_t) + k_t v_t^T; excludes ``decay``.
+      backward_decay: decay of the direction from the right, with ``causal=False``; of decay's shape, and ``decay`` by
+        default.
+      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned scale.
       causal: token t reads tokens up to t; otherwise all.
-      exclusive: token t reads tokens before t; causal only.
-      bonus: (heads, key_dim), u; with ``exclusive``.
-      initial_state: (batch, heads, key_dim, value_dim), zeros by default; causal only.
-      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other,
-        and those from the first start on don't see the initial state. False for padding. None: nowhere.
-      return_state: also return the state after the last token; causal only.
-      chunk_size: tokens that the XLA form handles at once, a power of two. Changes speed, not the result.
-      implementation: the name of one, or None for the best that serves the call.
+      exclusive: token t reads only tokens before t; requires ``causal``.
+      bonus: (heads, key_dim), u; requires ``exclusive``.
+      initial_state: (batch, heads, key_dim, value_dim), zeros by default; requires ``causal``.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't interact, and
+        those from the first start on don't read the initial state. False for padding. None is no start.
+      return_state: also return the state after the last token; requires ``causal``.
+      chunk_size: tokens that the XLA implementation processes at once, a power of two; affects only the speed.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
       (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim,
@@ -95,7 +99,7 @@ def linear_attention(
     documents.check("linear_attention", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = LinearCall(
-        # A query one token early reads the state before its own token.
+        # A query moved one token earlier reads the state before its own token.
         q=jnp.concatenate([q[:, 1:], jnp.zeros_like(q[:, :1])], axis=1) if exclusive else q,
         k=k,
         v=v,
@@ -115,7 +119,7 @@ def linear_attention(
 
 
 def _exclusive(call: LinearCall, q: jax.Array, bonus: jax.Array | None, early: jax.Array) -> jax.Array:
-    """The outputs, of those that queries ``q`` gave one token ``early``."""
+    """The outputs of ``exclusive``, from those ``early`` with the queries ``q`` moved one token earlier."""
     k, v, wide = call.k, call.v, call.wide
     repeats = v.shape[2] // q.shape[2]
     first = jnp.repeat(q[:, 0].astype(wide), repeats, axis=1)

@@ -1,4 +1,4 @@
-"""The arguments of linear attention, and those of any recurrence whose state is a matrix for each head."""
+"""The arguments of linear attention, and the common ones of recurrences with a matrix as the state of each head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MatrixCall(Call):
-    """Implementations return the output in v's dtype, and the state (batch, heads, key_dim, value_dim) in ``wide``."""
+    """The common arguments of these recurrences.
+
+    Implementations return the output (batch, length, heads, value_dim) in v's dtype, and the state (batch, heads,
+    key_dim, value_dim) in ``wide``.
+    """
 
     results = ("blhd", "bhkv")
 
@@ -29,7 +33,7 @@ class MatrixCall(Call):
 
     @property
     def wide(self) -> jnp.dtype:
-        """Of state and sums."""
+        """The dtype of state and sums: float32, or float64 for float64 inputs."""
         return jnp.promote_types(self.v.dtype, jnp.float32)
 
     @property
@@ -42,8 +46,9 @@ class MatrixCall(Call):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LinearCall(MatrixCall):
-    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without
-    causality the last state has no meaning."""
+    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; if not
+    ``causal`` the last state has no meaning.
+    """
 
     axes: ClassVar = {
         "q": "blhd",
@@ -61,7 +66,7 @@ class LinearCall(MatrixCall):
     backward_decay: jax.Array | None = None
 
     def kernel_objection(self) -> str | None:
-        """Why the call is for XLA's form, or None: what all kernels lack."""
+        """Why no kernel supports the call, only the XLA implementation, or None."""
         if self.starts is not None:
             return documents.OBJECTION
         if self.value_decay is not None:

@@ -36,8 +36,9 @@ def _case(
     **options: Any,
 ) -> Case:
     """Standard normal arrays and, for ``decay`` of "head", "token", "key" or "value", exponential decays of mean
-    ``rate``, with ``backward`` others from the right; ``starts`` of documents for each row; then ``change`` edits
-    them."""
+    ``rate``, with ``backward`` different ones from the right; ``starts`` of documents for each row; then ``change``
+    edits them.
+    """
     named = "value_decay" if decay == "value" else "decay"
     decays = {
         "head": (heads,),
@@ -75,8 +76,8 @@ def _correlated_keys(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what
-    follows.
+    """Most tokens keep nearly everything; a few forget so much that exp underflows and long sums of decays lose the
+    smaller terms.
     """
     name = "value_decay" if "value_decay" in arrays else "decay"
     decay = arrays[name]
@@ -88,15 +89,15 @@ def _large(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
-    """What a layer passes for trailing padding: k = 0 and decay 0."""
+    """The values that a layer passes for trailing padding: k = 0 and decay 0."""
     arrays["k"][0, 20:] = 0
     for name in {"decay", "value_decay"} & arrays.keys():
         arrays[name][0, 20:] = 0
 
 
-# From the first token, of one token, at the border of a chunk of 16 and beside it.
+# Documents that start at the first token, have one token, or start at or next to the border of a chunk of 16.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
-# Cases of one program: what differs is numbers.
+# Cases that share one program and differ only in values.
 _long_token = functools.partial(_case, length=70, decay="token", state=True, return_state=True, chunk_size=64)
 _long_key = functools.partial(_case, length=70, decay="key", state=True, return_state=True, chunk_size=64)
 

@@ -1,8 +1,8 @@
-"""Linear attention of a sequence that is split over devices: each sends its decay and the state that its own tokens
-leave.
+"""Linear attention over a sequence that is split over devices: each sends its total decay and the state after its own
+tokens.
 
-The outputs of a device's own tokens are computed while the states travel; what came before is one more product, q
-exp(G) S with a decay on keys and (q S) exp(G) with one on values.
+The outputs of a device's own tokens are computed while the states are communicated. The contribution of earlier tokens
+is one more product, q exp(G) S with a decay on keys and (q S) exp(G) with one on values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from primitives import sequence
 
 
 def objection(call: LinearCall) -> str | None:
-    """Why states can't be passed for the call, or None."""
+    """Why passing states does not support the call, or None."""
     return sequence.objection(call.q.shape[1]) or (
         None if call.causal else "without causality there is no state to pass"
     )
@@ -49,7 +49,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums(decay: jax.Array | None, v: jax.Array, dtype: Any) -> jax.Array:
-    """Sums of the decays up to each token and with it: (batch, length, heads, dim or 1)."""
+    """Cumulative sums of the decays, including each token's: (batch, length, heads, dim or 1)."""
     batch, length, heads, _ = v.shape
     if decay is None:
         return jnp.zeros((batch, length, heads, 1), dtype)

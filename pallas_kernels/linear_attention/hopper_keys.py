@@ -1,14 +1,14 @@
-"""Linear attention with a decay per key on Hopper: XLA weighs queries, keys and scores, chunk by chunk; the kernel
-carries the states.
+"""Linear attention with a decay per key dimension on Hopper: XLA applies the decays to queries, keys and scores, chunk
+by chunk; the kernel carries the states.
 
-With G the sums of a key's log decays from its chunk's start, a chunk reads (Q exp(G)) S + A V and leaves exp(G_C) S +
-(K exp(G_C - G))^T V. A, the scores inside the chunk, is built by halving as in the XLA form, from products of late
-queries and early keys that have each been weighed up to the boundary between them: only sums of non-positive numbers
-are exponentiated.
+With G the sums of a key dimension's log decays from the chunk's start, a chunk outputs (Q exp(G)) S + A V and updates
+the state to exp(G_C) S + (K exp(G_C - G))^T V. A, the scores inside the chunk, is built from blocks of doubling size as
+in the XLA implementation, from products of late queries and early keys, each decayed to the boundary between them: only
+sums of non-positive numbers are exponentiated.
 
-The kernel's own gradient is the same kernel: from the end for V, and with the decays on the columns of the state for Q
-and K. That of a chunk's whole decay is what its keys and queries give, summed to the end of a segment, plus the product
-of the states that meet there.
+The kernel's gradient is computed by the same kernel: run from the end for V, and with the decays on the columns of the
+state for Q and K. The gradient of a chunk's total decay is the sum of the contributions of its keys and queries to the
+end of a segment, plus the inner product of the two states there.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def recurrence(
 
     Args:
       strict: a token does not read itself.
-      scale: a factor on what is read.
-      dtype: of the results.
+      scale: factor of the results.
+      dtype: dtype of the results.
       q, k: (batch, length, groups, key_dim).
       v: (batch, length, heads, value_dim).
       decay: (batch, length, heads, key_dim), natural logarithms.
@@ -57,15 +57,15 @@ def recurrence(
     """
     length = q.shape[1]
     q, k, v, decay = (jnp.pad(x, ((0, 0), (0, -length % CHUNK), (0, 0), (0, 0))) for x in (q, k, v, decay))
-    # Computed again in the gradient: what stands between is several times larger than all that goes in.
+    # Recomputed in the gradient: the intermediate results are several times larger than the inputs.
     weighed = jax.checkpoint(functools.partial(_weigh, strict, scale))(q, k, decay)
     out, state = _states(dtype, *weighed, v, state)
     return out[:, :length], state
 
 
 def _weigh(strict: bool, scale: float, q: jax.Array, k: jax.Array, decay: jax.Array) -> tuple[jax.Array, ...]:
-    """What :func:`_pass` takes: queries weighed from their chunk's start, keys to its end, scores, and the base-2 logs
-    of whole chunks.
+    """The arguments of :func:`_pass`: queries decayed from their chunk's start, keys decayed to its end, scores, and
+    the base-2 logs of the chunks' total decays.
     """
     batch, length, heads, key_dim = decay.shape
     dtype = k.dtype
@@ -100,9 +100,7 @@ def _weigh(strict: bool, scale: float, q: jax.Array, k: jax.Array, decay: jax.Ar
 
 
 def _scores(late: jax.Array, early: jax.Array) -> jax.Array:
-    """(..., n, n), the products of (..., n, key_dim) with (..., n, key_dim); those of a few tokens are no matter for
-    matrix units.
-    """
+    """(..., n, n), the products of (..., n, key_dim) with (..., n, key_dim); for a few tokens without matrix units."""
     if late.shape[-2] < 8:
         return jnp.sum(late[..., :, None, :].astype(jnp.float32) * early[..., None, :, :].astype(jnp.float32), axis=-1)
     return jnp.einsum("...ik,...jk->...ij", late, early, preferred_element_type=jnp.float32)
@@ -112,7 +110,7 @@ def _scores(late: jax.Array, early: jax.Array) -> jax.Array:
 def _states(
     dtype: Any, q: jax.Array, k: jax.Array, scores: jax.Array, total: jax.Array, v: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Results in ``dtype`` and the last state, of what :func:`_weigh` made."""
+    """Results in ``dtype`` and the last state, from the arrays of :func:`_weigh`."""
     out, states = _pass(False, False, dtype, q, k, v, scores, total, state)
     return out, states[:, :, -1]
 
@@ -143,8 +141,8 @@ _states.define(_forward, _backward)
 def _total_cotangent(
     of_queries: jax.Array, of_keys: jax.Array, before: jax.Array, behind: jax.Array, d_last: jax.Array
 ) -> jax.Array:
-    """Cotangents of the chunks' base-2 logs, (batch, heads, chunks, key_dim), from q dq and k dk by token and the
-    states at segments' ends.
+    """Cotangents of the chunks' base-2 logs, (batch, heads, chunks, key_dim), from q dq and k dk per token and the
+    states at the ends of segments.
     """
     batch, length, heads, key_dim = of_keys.shape
     chunks, segments = length // CHUNK, before.shape[2]
@@ -178,17 +176,17 @@ def _pass(
     """The kernel: out = q S + scores v, then S <- 2^total S + k^T v, chunk by chunk.
 
     Args:
-      reverse: from the last chunk; the scores are then transposed.
-      by_column: ``total`` belongs to the columns of the state (values), not to its rows (keys).
-      dtype: of the results.
+      reverse: start from the last chunk; the scores are then transposed.
+      by_column: ``total`` applies to the columns of the state (values), not to its rows (keys).
+      dtype: dtype of the results.
       q, k, v: (batch, length, heads, dim) in 16 bits, whole chunks.
       scores: (batch, heads, chunks, CHUNK, CHUNK) in 16 bits, or None for none.
       total: (batch, heads, chunks, key_dim or value_dim).
       state: (batch, heads, key_dim, value_dim), before the first chunk.
 
     Returns:
-      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, by place and not
-      by time.
+      The results (batch, length, heads, value_dim); and the states after each segment of SEGMENT chunks, ordered by
+      position, not by time.
     """
     heads, key_dim, value_dim = state.shape[1:]
     keys, values = padded_dim(key_dim), padded_dim(value_dim)

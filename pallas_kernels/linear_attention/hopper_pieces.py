@@ -1,8 +1,7 @@
-"""Two passes where heads are few: pieces of the sequence run side by side from empty states, then each gets the state
-of those before it.
+"""Two passes for few heads: pieces of the sequence are processed in parallel from empty states, then each gets the
+state after the preceding ones.
 
-One pass keeps a program per head and 64 columns busy; with fewer of these than cores, most of the GPU would have
-nothing to do.
+One pass has one program per head and 64 columns; with fewer of these than cores, most of the GPU would be idle.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from pallas_kernels.linear_attention.hopper_chunks import CHUNK, columns_of, pad
 
 # Streaming multiprocessors of an H100 or H200.
 CORES = 132
-# Chunks of a piece: with fewer, passing it the state before is a large part of the work.
+# Chunks of a piece: with fewer, passing the states is a large part of the work.
 SHORTEST = 8
 
 
 def count(batch: int, length: int, heads: int, key_dim: int, value_dim: int) -> int:
-    """Pieces of each sequence that fill the cores; 1 where one pass does."""
+    """Number of pieces of each sequence that fill the cores; 1 where one pass suffices."""
     programs = batch * heads * (padded_dim(value_dim) // columns_of(padded_dim(key_dim)))
     return max(1, min(CORES // programs, length // (SHORTEST * CHUNK)))
 
@@ -38,12 +37,12 @@ def run(
     logs: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """``one_pass(q, k, v, logs, state)``, in pieces.
+    """Runs ``one_pass(q, k, v, logs, state)`` in pieces.
 
     Args:
-      one_pass: gives results (batch, length, heads, value_dim) and the last state.
-      pieces: of each sequence.
-      scale: a factor on what is read.
+      one_pass: returns results (batch, length, heads, value_dim) and the last state.
+      pieces: number of pieces of each sequence.
+      scale: factor of the results.
       q, k: (batch, length, groups, key_dim).
       v: (batch, length, heads, value_dim).
       logs: natural logarithms of decays, (batch, length, heads) or with key_dim last, or None.

@@ -1,20 +1,20 @@
-"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers; where heads are few, two
+"""Linear attention on Hopper GPUs: one pass over the chunks with the state in registers; two passes for few heads
 (hopper_pieces.py).
 
-A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64
-tokens, while the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its
-start,
+A program computes 64 columns of one head's values, 32 for large key_dim, and iterates over the sequence in chunks of 64
+tokens, while the tensor memory accelerator fetches the next ones. In a chunk, with G the sums of the log decays from
+its start,
 
     O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S      S <- exp(G_C) S + K^T (V exp(G_C - G))
 
-in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated,
-by exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel
-computes what a token gets from later ones. hopper_keys.py handles a decay per key.
+in 16-bit products with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated, by
+exp2, after masking. Run from the end with reading and writing exchanged, the same kernel computes what a token reads
+from later ones. hopper_keys.py handles a decay per key dimension.
 
-The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end,
-V and K against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's
-log decay is the sum of a - b from the token to the end of its segment, plus the product of the two states that meet
-there.
+The gradient consists of three more linear attentions: for dQ, dO reads the memory of V^T K; for dK and dV, run from the
+end, V and K read the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j, the cotangent of a
+token's log decay is the sum of a - b from the token to the end of its segment, plus the inner product of the forward
+and backward states there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LARGEST = 256
 
 
 def objection(call: LinearCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if (reason := call.kernel_objection()) is not None:
         return reason
     q, k, v = call.q, call.k, call.v
@@ -98,7 +98,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     assert logs is not None
     if per_key:
         return _per_key_both_ways(scale, q, k, v, logs, state), state
-    # From the right, a token's own decay counts and not that of the token it reads: a token earlier.
+    # From the right the reading token's decay counts, not that of the token it reads: the decays move by one token.
     later = jnp.pad(logs[:, :-1], ((0, 0), (1, 0), (0, 0)))
     before, _ = _recurrence(Direction(False, False, scale, jnp.dtype(jnp.float32)), q, k, v, logs, state)
     behind, _ = _recurrence(Direction(True, True, scale, jnp.dtype(jnp.float32)), q, k, v, later, state)
@@ -108,7 +108,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
 def _per_key_both_ways(
     scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array
 ) -> jax.Array:
-    """The other direction reads the arrays turned round."""
+    """Both directions with a decay per key dimension; the second one reads the flipped arrays."""
     single = jnp.dtype(jnp.float32)
     before, _ = hopper_keys.recurrence(False, scale, single, q, k, v, decay, state)
     q, k, values, decay = (jnp.flip(x, 1) for x in (q, k, v, decay))
@@ -118,13 +118,13 @@ def _per_key_both_ways(
 
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    """What a run is specialized for.
+    """The static settings of a run.
 
     Attributes:
-      reverse: from the end; a token then reads later ones.
+      reverse: run from the end; a token then reads later ones.
       strict: a token does not read itself.
-      scale: a factor on what it reads.
-      dtype: of the results.
+      scale: factor of the results.
+      dtype: dtype of the results.
     """
 
     reverse: bool
@@ -140,8 +140,8 @@ class Direction:
 def _recurrence(
     way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """All tokens in order of ``way``: what they read, and the last state; ``logs`` (batch, length, heads), ``state``
-    the one before.
+    """All tokens in the order of ``way``: the results and the last state; ``logs`` is (batch, length, heads), ``state``
+    the initial one.
     """
     out, states, _ = sweep(way, q, k, v, logs, state)
     return out, states[:, :, 0 if way.reverse else -1]
@@ -155,7 +155,7 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     q, k, v, logs, state = arrays
     d_out, d_last = cotangents
     d_out = d_out.astype(q.dtype)
-    # A group's queries and keys gather over its heads, in float32.
+    # Gradients of a group's queries and keys are summed over its heads, in float32.
     shared = v.shape[2] // q.shape[2]
     same = dataclasses.replace(way, dtype=q.dtype if shared == 1 else jnp.dtype(jnp.float32))
     d_last = d_last / way.scale
@@ -166,7 +166,7 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_logs = None
     if decays:
         last = jnp.swapaxes(d_last, 2, 3)
-        if way.reverse:  # never given a state: nothing is past the end
+        if way.reverse:  # such a run has no state after the end
             reading, writing, late, early, last = writing, reading, early, late, jnp.zeros_like(last)
         d_logs = decay_cotangent(
             late - early, way.scale * meeting(reading, as_read(writing), as_read(last)), q.shape[1]
@@ -181,17 +181,17 @@ _recurrence.define(_forward, _backward)
 
 
 def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
-    """Inner products (batch, heads, segments) of the states that meet at each segment's end.
+    """Inner products (batch, heads, segments) of the two states at each segment's end.
 
-    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what comes before each segment's end and what comes
-    after its start; ``last``, (batch, heads, n, m), what comes after the last.
+    ``before`` and ``behind``, (batch, heads, segments, n, m), are the states of the tokens before each segment's end
+    and of those after its start; ``last``, (batch, heads, n, m), is the state after the last segment.
     """
     return jnp.sum(before * jnp.concatenate([behind[:, :, 1:], last[:, :, None]], axis=2), axis=(3, 4))
 
 
 def decay_cotangent(difference: jax.Array, met: jax.Array, length: int) -> jax.Array:
-    """(batch, length, heads), of the log decays, from each token's a - b, (batch, heads, whole chunks), and from
-    :func:`meeting`.
+    """The cotangent of the log decays, (batch, length, heads), from each token's a - b, (batch, heads, padded length),
+    and the result of :func:`meeting`.
     """
     batch, heads, padded = difference.shape
     segments, size = met.shape[2], hopper_chunks.SEGMENT * CHUNK
@@ -211,19 +211,19 @@ def sweep(
     state: jax.Array,
     probe: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Any]:
-    """The kernel around which everything else is XLA: zeros to whole tiles, and sums of the decays.
+    """Runs the kernel; XLA does the rest: padding to whole tiles, and sums of the decays.
 
     Args:
       way: see :class:`Direction`.
       q, k, v: (batch, length, heads or a divisor of heads, dim) in 16 bits.
       logs: (batch, length, heads), natural logarithms, or None.
       state: (batch, heads, key_dim, value_dim) in float32, before the first token.
-      probe: (batch, length, heads or a divisor, value_dim), to be multiplied with the results.
+      probe: (batch, length, heads or a divisor, value_dim), whose inner products with the results are returned.
 
     Returns:
-      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, (batch, heads,
-      segments, key_dim, value_dim), by place and not by time; with ``probe`` the products (batch, heads, whole chunks),
-      else None.
+      The results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, (batch, heads,
+      segments, key_dim, value_dim), ordered by position, not by time; and with ``probe`` the products (batch, heads,
+      padded length), else None.
     """
     batch, length = q.shape[:2]
     heads, key_dim, value_dim = state.shape[1:]
@@ -250,16 +250,16 @@ def sweep(
         "state": tile(width, keys, width),
         "out": tile(width, CHUNK, width, dtype=way.dtype),
     }
-    # Else the state's tile has room for them: it has been read when they come.
+    # Otherwise they fit in the state's tile, which has been read by then.
     if width < CHUNK:
         scratch["scores"] = tile(width, CHUNK, CHUNK)
-    # With wide results one program fills a core's shared memory anyway: the state waits there while other things need
-    # the registers.
+    # With float32 results one program fills a core's shared memory anyway: it holds the state while its registers are
+    # needed for other values.
     if way.dtype != q.dtype:
         scratch["memory"] = tile(width, keys, width, dtype=jnp.float32)
     if logs is not None:
         scratch["decays"] = plgpu.SMEM((STAGES, 3, CHUNK), jnp.float32)
-        # Of one dtype, values to be written and results share a tile: they are never there together.
+        # With the same dtype, values to be written and results share a tile, at different times.
         if way.dtype != q.dtype:
             scratch["written"] = tile(width, CHUNK, width)
     if probe is not None:
@@ -289,11 +289,11 @@ def sweep(
 
 
 def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
-    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from after it
-    to the end, the first again.
+    """Sums of base-2 logarithms, (batch, heads, chunks, 3, CHUNK): from a chunk's start through each token, from after
+    it to the chunk's end, and the first again.
 
-    Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number
-    per column.
+    The first is stored twice because the compiler would merge two loads from one address, and the layouts of one number
+    per row and one per column differ.
     """
     logs = jnp.maximum(logs * math.log2(math.e), FORGOTTEN)
     logs = jnp.moveaxis(jnp.pad(logs, ((0, 0), (0, chunks * CHUNK - logs.shape[1]), (0, 0))), 1, 2)
@@ -308,9 +308,9 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
 
     Args:
       way: see :class:`Direction`.
-      given: references to q, k, v, the state, and where they are there the decays and the probe.
-      made: to the results, the states and, with a probe, the products.
-      shared: memory, by the name of what it holds, and the barriers.
+      given: references to q, k, v, the state and, if present, the decays and the probe.
+      made: references to the results, the states and, with a probe, the products.
+      shared: shared memory, by the name of its contents, and the barriers.
     """
     out, states, *dots = made
     batch, head, block = (lax.axis_index(name) for name in ("batch", "head", "columns"))
@@ -396,14 +396,15 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
 
 
 def scores_of(shared: dict[str, Any]) -> Any:
-    """Where scores are stored: next to the state, or in the first rows of its tile, which has been read when they
-    come."""
+    """The reference where scores are stored: their own tile, or the first rows of the state's, which has been read by
+    then.
+    """
     return shared["scores"] if "scores" in shared else shared["state"].at[pl.ds(0, CHUNK)]
 
 
 def weights(way: Direction, since: Any, again: Any) -> jax.Array:
-    """What is left of each token of a chunk (columns) when a token (rows) reads it; both refer to the decays from the
-    start.
+    """The decay of each token of a chunk (columns) when a token (rows) reads it; both references hold the decays from
+    the chunk's start.
     """
     row, column = (
         across(by_row(since), CHUNK),

@@ -1,10 +1,10 @@
-"""Linear attention on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
+"""Linear attention on TPU: one pass over the chunks of a head with the state in VMEM, forward and backward.
 
-The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. A decay per head and token makes one matrix of
-sums of decays, itself a product. A decay per key goes through blocks of 1, 2, 4, ... tokens: late queries times exp(sum
-since their block's start) with early keys times exp(sum until their block's end), one product over the whole chunk
-each, of which the pairs of neighboring blocks are kept. A TPU has one core or two, which a few heads fill: there is no
-two-pass form.
+The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. With a decay per head and token, a chunk needs
+one matrix of sums of decays, itself a product. A decay per key dimension is applied in blocks of 1, 2, 4, ... tokens:
+late queries times exp(sum since their block's start) with early keys times exp(sum until their block's end), in one
+product over the whole chunk each, of which only pairs of neighboring blocks are kept. A TPU has one or two cores, for
+which a few heads are enough: there is no two-pass form.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK, CHUNK_PER_KEY = 128, 64
 
 
 def objection(call: LinearCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if (reason := call.kernel_objection()) is not None:
         return reason
     q, k, v, decay = call.q, call.k, call.v, call.decay
@@ -47,7 +47,7 @@ def objection(call: LinearCall) -> str | None:
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     """The op.
 
-    ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
+    ``chunk_size`` is used only in interpret mode, so that short sequences have several chunks there.
     """
     q, k, v, decay, state = call.q, call.k, call.v, call.decay, call.start
     if decay is not None and decay.ndim == 1:
@@ -74,10 +74,10 @@ class LinearAttention:
     """One chunk.
 
     Attributes:
-      per_key: each key has its own decay.
-      strict: leave out what a token reads of itself.
-      scale: of the queries.
-      dtype: of the products' operands.
+      per_key: each key dimension has its own decay.
+      strict: a token does not read itself.
+      scale: factor of the queries.
+      dtype: dtype of the products' operands.
     """
 
     per_key: bool
@@ -107,7 +107,9 @@ class LinearAttention:
         i, j = rows_and_columns(chunk)
 
         def sums(size: int) -> tuple[jax.Array, jax.Array]:
-            """Of the decays from a block's start through i, and from after j to a block's end; blocks of ``size``."""
+            """The sums of decays from a block's start through i, and from after j to a block's end, for blocks of
+            ``size``.
+            """
             together = (i ^ j) < size
             since = product(jnp.where(together & (j <= i), 1.0, 0.0), decay)
             return since, product(jnp.where(together & (j > i), 1.0, 0.0), decay)
@@ -124,7 +126,7 @@ class LinearAttention:
         if not self.strict:
             out = out + jnp.sum(q * k, 1, keepdims=True) * v
         total = jnp.exp(since[-1:])
-        # The state's rows are keys: its decay is in a column, which a product with the identity makes of a row.
+        # The state's rows are keys: its decay must be a column, made from a row by the identity.
         keys, others = rows_and_columns(q.shape[1])
         state = jnp.sum(jnp.where(keys == others, total, 0.0), 1, keepdims=True) * state
         return state + self._product(k * jnp.exp(until), v, "tn"), out

@@ -17,7 +17,9 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     values = call.v.astype(wide)
 
     def factors(decay: jax.Array | None, axis: int) -> jax.Array:
-        """On the state's keys or, along the other axis, its values: (batch, length, heads, dim or 1, dim or 1)."""
+        """Factors of the state's keys or, along the other axis, its values: (batch, length, heads, dim or 1,
+        dim or 1).
+        """
         log = jnp.zeros((heads,), wide) if decay is None else decay.astype(wide)
         log = log if log.ndim == 4 else log[..., None]
         return jnp.exp(jnp.expand_dims(jnp.broadcast_to(log, (batch, length, heads, log.shape[-1])), axis))
@@ -33,7 +35,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         return state, call.scale * jnp.sum(query[..., None] * state, axis=-2)
 
     def run(reverse: bool) -> tuple[jax.Array, jax.Array]:
-        # From the right a document begins with its last token.
+        # From the right a document starts at its last token.
         begins = jnp.roll(starts, -1, axis=1) if reverse else starts
         tokens = (queries, keys, values, backward if reverse else forward, begins)
         tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)

@@ -1,18 +1,20 @@
-"""Linear attention chunk by chunk: matrix products inside a chunk, a scan that carries the state between chunks.
+"""Chunkwise linear attention: matrix products inside a chunk, and a scan that carries the state between chunks.
 
-With g the log decays, token i of a chunk reads token j <= i with exp(g_{j+1} + ... + g_i). These sums
-are built by halving: for every block of 2, 4, 8, ... tokens, `since` (from the block's start through i)
-and `until` (from after j to the block's end) join two neighbors. Every exponent is so a sum of
-non-positive numbers, never a difference of two long sums: nothing overflows, nothing cancels, and
--inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighboring
-blocks into one matrix product, late queries times exp(since) with early keys times exp(until); a decay per value
-weighs early values by exp(until), and what late tokens read of them by exp(since).
+With g the log decays, token i of a chunk reads token j <= i with the weight exp(g_{j+1} + ... + g_i). These sums are
+built by doubling: for blocks of 2, 4, 8, ... tokens, `since` (from the block's start through i) and `until` (from after
+j to the block's end) are made from those of two neighbors. Every exponent is thus a sum of non-positive numbers, never
+a difference of two long sums: nothing overflows or cancels, and -inf is allowed. A decay per head multiplies the
+scores. With a decay per key dimension each pair of neighboring blocks needs one matrix product, of late queries times
+exp(since) with early keys times exp(until). A decay per value dimension multiplies early values by exp(until), and the
+results of late tokens by exp(since).
 
-Of packed documents the pairs of tokens of one document remain: masks of scores and states, no change of decays.
+For packed documents only pairs of tokens within one document remain, by masking scores and states; the decays do not
+change.
 
-From both ends with constant decays, a short sequence is one product of all its pairs: both directions share the scores.
+In both directions with constant decays, a short sequence is computed at once from all its pairs, with scores shared by
+both directions.
 
-The gradient keeps the states at chunk boundaries and computes everything else again.
+The gradient stores the states at chunk boundaries and recomputes everything else.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from primitives.differentiation import differentiable
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 PAIRS = 256
-"""The greatest length of which all pairs are weighed at once, from both ends with constant decays. On two CPU cores
-the gradient takes 0.2 to 0.5 of the time of chunks up to 197 tokens, and 0.5 to 0.9 of it at 256."""
+"""The largest length at which all pairs are computed at once, in both directions with constant decays. On two CPU cores
+the gradient takes 0.2 to 0.5 of the chunkwise form's time up to 197 tokens, and 0.5 to 0.9 of it at 256.
+"""
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
@@ -69,7 +72,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         chunk_size = min(call.chunk_size, 1 << (length - 1).bit_length())
         out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, value_logs, starts, state)
         if not call.causal:
-            # From the right a document begins with its last token.
+            # From the right a document starts at its last token.
             begins = None if starts is None else jnp.roll(starts, -1, axis=1)
             backward = logs if call.backward_decay is None else by_group(call.backward_decay)
             flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, backward, value_logs, begins)]
@@ -78,7 +81,9 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
 
 
 def _constant(call: LinearCall) -> tuple[jax.Array, jax.Array] | None:
-    """The decays from the left and from the right, if both directions are asked for and a head has one number each."""
+    """The decays from the left and from the right if the call is not causal and they are constants per head,
+    else None.
+    """
     left, right = call.decay, call.decay if call.backward_decay is None else call.backward_decay
     if call.causal or left is None or right is None or left.ndim > 1 or right.ndim > 1:
         return None
@@ -94,9 +99,9 @@ def _pairs(
     backward: jax.Array,
     starts: jax.Array | None,
 ) -> jax.Array:
-    """From both ends at once, with decays (groups, repeats, 1, 1): (batch, length, groups, repeats, value_dim)."""
+    """Both directions at once, with decays (groups, repeats, 1, 1): (batch, length, groups, repeats, value_dim)."""
     distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
-    # At 0 the product may be of 0 and -inf.
+    # At distance 0 the product could be 0 * -inf.
     logs = jnp.where(distance == 0, 0, jnp.where(distance > 0, distance * decay, -distance * backward))
     scores = scale * jnp.einsum("bigk,bjgk->bgij", q, k)[:, :, None] * jnp.exp(logs)
     if starts is not None:
@@ -113,7 +118,7 @@ def _step(
     value_decay: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token: what decoding runs."""
+    """One token, as used in decoding."""
     query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
     if decay is not None:
         state = jnp.exp(decay[:, 0])[..., None] * state
@@ -136,7 +141,7 @@ def _recurrence(
     starts: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """All tokens in order, in the state's dtype; ``strict`` leaves out what a token reads of itself."""
+    """All tokens in order, in the state's dtype; with ``strict`` a token does not read itself."""
     return _forward(chunk_size, strict, scale, q, k, v, decay, value_decay, starts, state)[0]
 
 
@@ -172,8 +177,9 @@ _recurrence.define(_forward, _backward)
 
 
 def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
-    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros past the end: they leave the state
-    unchanged."""
+    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), padded with zeros, which leave the
+    state unchanged.
+    """
     if x is None:
         return None
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk_size)] + [(0, 0)] * (x.ndim - 2))
@@ -182,7 +188,7 @@ def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
 
 
 def split_starts(starts: jax.Array | None, chunk_size: int) -> jax.Array | None:
-    """(batch, length) to (chunks, batch, chunk): none past the end."""
+    """(batch, length) to (chunks, batch, chunk), with no starts in the padding."""
     padded = split(None if starts is None else starts[..., None], chunk_size)
     return None if padded is None else padded[..., 0]
 
@@ -213,7 +219,7 @@ def _chunk(
     between, since, until = pairwise(decay[..., 0])
     weights = jnp.exp(jnp.where(visible, between, -jnp.inf))
     out = (scores * weights) @ v + jnp.exp(since)[..., None] * carried
-    # The decay goes on v: k stays one array per group.
+    # The decay is applied to v, so that k stays one array per group.
     update = jnp.einsum("bgjk,bgrjv->bgrkv", k, written * jnp.exp(until)[..., None])
     return jnp.exp(since[..., -1])[..., None, None] * state + update, out
 
@@ -229,7 +235,7 @@ def _chunk_per_feature(
     *,
     of_keys: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """With a decay for each key, or for each value."""
+    """One chunk with a decay per key dimension, or per value dimension; results as :func:`_chunk`."""
 
     def keys(x: jax.Array, log: jax.Array) -> jax.Array:
         return x * jnp.exp(log) if of_keys else x
@@ -237,7 +243,7 @@ def _chunk_per_feature(
     def values(x: jax.Array, log: jax.Array) -> jax.Array:
         return x if of_keys else x * jnp.exp(log)
 
-    # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
+    # Batch, groups and repeats are merged: XLA is slower with axes of size 1 between them.
     state_shape, shape = state.shape, v.shape
     q, k = (jnp.broadcast_to(x[:, :, None], (*decay.shape[:-1], x.shape[-1])) for x in (q, k))
     q, k, v, decay, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, decay, state))
@@ -265,9 +271,10 @@ def _chunk_per_feature(
 
 
 def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of (..., chunk) log decays: the sum over (j, i] for all j <= i, and for the whole chunk `since` and `until`.
+    """For log decays (..., chunk): the sums over (j, i] for all j <= i, (..., chunk, chunk), and `since` and `until` of
+    the whole chunk, (..., chunk).
 
-    Entries above the diagonal of the first, (..., chunk, chunk), mean nothing.
+    Entries above the diagonal of the first have no meaning.
     """
     since, until = decay[..., None, None], jnp.zeros_like(decay)[..., None, None]
     between = jnp.zeros_like(since)
@@ -286,7 +293,7 @@ def blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def neighbors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The early and the late block of every pair, of (..., blocks, size, dim)."""
+    """The early and the late block of every pair of neighbors in (..., blocks, size, dim)."""
     return x[..., 0::2, :, :], x[..., 1::2, :, :]
 
 

@@ -1,4 +1,4 @@
-"""The elementwise linear recurrence along a sequence: each channel summed up with its own decay of each token."""
+"""The elementwise linear recurrence along a sequence: a decaying sum for each channel."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def linear_scan(
     return_state: bool = False,
     implementation: str | None = None,
 ) -> Any:
-    """Elementwise linear recurrence, as in HGRN (arXiv:2311.04823) and Griffin (arXiv:2402.19427), and running sums.
+    """Elementwise linear recurrence, as in HGRN (arXiv:2311.04823) and Griffin (arXiv:2402.19427), or cumulative sum.
 
         h_t = exp(decay_t) h_{t-1} + x_t
 
-    There is no mask: a token with x = 0 and decay = 0 changes no state. The state is float32 (float64 for float64
-    inputs) whatever the dtype; memory is linear in length, for the gradient too: beyond its arguments it keeps the
-    states alone, which are what is returned. Gradients, theirs too, are scans of the same kind.
+    There is no mask: a token with x = 0 and decay = 0 does not change the state. The state is float32 (float64 for
+    float64 inputs) for every dtype; memory is linear in length, for the gradient too, which stores only the arguments
+    and the states. Gradients of any order are scans of the same kind.
 
     Args:
       x: (batch, length, channels).
-      decay: (batch, length, channels), the logarithm of the factor, minus infinity allowed; 0 by default: a running
-        sum. Above 0 states grow and may overflow.
+      decay: (batch, length, channels), the logarithm of the factor; minus infinity is allowed; 0 by default, a
+        cumulative sum. With values above 0 states grow and may overflow.
       initial_state: (batch, channels), zeros by default.
-      reverse: from the last token to the first: h_t = exp(decay_t) h_{t+1} + x_t. The initial state is then of after
-        the last token, and the state returned of the first.
-      starts: bool (batch, length), True where a document begins: it and what follows see nothing of before, the initial
-        state included; in reverse, what is before sees nothing of it, and the state returned is 0 where the first token
-        starts one. None: nowhere.
-      return_state: also return the state after the last token that is read.
-      implementation: the name of one, or None for the best that serves the call.
+      reverse: run from the last token to the first: h_t = exp(decay_t) h_{t+1} + x_t. The initial state is then that
+        after the last token, and the returned state that of the first.
+      starts: bool (batch, length), True where a document begins: the state, including the initial one, is reset there.
+        In reverse, tokens before a start do not read those from it on, and the returned state is 0 where the first
+        token starts a document. None is no start.
+      return_state: also return the state after the last token processed.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
       h (batch, length, channels) in x's dtype; with ``return_state`` also float32 (batch, channels).
@@ -73,7 +73,7 @@ def linear_scan(
     documents.check("linear_scan", starts, *x.shape[:2])
     call = LinearScanCall(x, decay, initial_state, starts)
     if reverse:
-        # Backwards a document begins with its last token, which is the one before another's first.
+        # In reverse a document starts at its last token, the one before the next document's first.
         ends = None if starts is None else jnp.pad(starts[:, 1:], ((0, 0), (0, 1)))
         turned = {"x": x, "decay": decay, "starts": ends}
         call = call.replace(**{name: a if a is None else jnp.flip(a, 1) for name, a in turned.items()})

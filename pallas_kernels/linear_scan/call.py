@@ -13,17 +13,17 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearScanCall(Call):
-    """What :func:`pallas_kernels.linear_scan.linear_scan` leaves to an implementation: h_t = exp(decay_t) h_{t-1} +
-    x_t.
+    """The arguments of :func:`pallas_kernels.linear_scan.linear_scan` for an implementation, which computes h_t =
+    exp(decay_t) h_{t-1} + x_t.
 
-    Implementations return h (batch, length, channels) and its last (batch, channels), both float32 (float64 for float64
-    inputs).
+    Implementations return h (batch, length, channels) and the last h (batch, channels), both float32 (float64 for
+    float64 inputs).
 
     Attributes:
       x: (batch, length, channels).
-      decay: the same, or None, which is 0.
+      decay: of the same shape, or None for 0.
       initial_state: (batch, channels) or None.
-      starts: bool (batch, length) or None, where a document begins: there h_{t-1} is 0.
+      starts: bool (batch, length) or None, True where a document begins: there h_{t-1} is 0.
     """
 
     axes: ClassVar = {"x": "blh", "decay": "blh", "initial_state": "bh", "starts": "bl"}

@@ -22,7 +22,9 @@ def _case(
     change: Callable[[Arrays], None] | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays, decays below 0, the optional ones named in ``with_``; ``starts`` of documents for each row."""
+    """Standard normal arrays with negative decays, and the optional arrays named in ``with_``; ``starts`` of documents
+    for each row.
+    """
     batch, channels = 2, 3
 
     def arrays(rng: np.random.Generator) -> Arrays:
@@ -41,12 +43,12 @@ def _case(
 
 
 def _slow(arrays: Arrays) -> None:
-    """The state hardly decays: errors of the whole past add up."""
+    """The state hardly decays: errors of all earlier tokens accumulate."""
     arrays["decay"] = 1e-5 * arrays["decay"]
 
 
 def _abrupt(arrays: Arrays) -> None:
-    """Some factors are above 1, others as good as 0, and others exactly that."""
+    """Some factors are above 1, some nearly 0, and some exactly 0."""
     arrays["decay"][:, 1::7] *= -0.1
     arrays["decay"][:, 4::5] = -1e4
     arrays["decay"][:, 2::3] = -np.inf
@@ -57,7 +59,7 @@ def _padded_tail(arrays: Arrays) -> None:
     arrays["decay"][0, 9:] = 0
 
 
-# From the first token, of one token, and to the last.
+# Documents that start at the first token, have one token, or consist of the last token.
 STARTS = ((0, 5, 6, 15), (9, 18))
 
 CASES = (

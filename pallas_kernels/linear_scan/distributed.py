@@ -1,7 +1,7 @@
-"""The elementwise linear recurrence of a sequence that is split over devices.
+"""The elementwise linear recurrence over a sequence that is split over devices.
 
-Each sends exp(the sum of its decays), 0 where a document begins, and the state that its own tokens leave. Then each
-reads its tokens again from the state that they find.
+Each device sends exp of the sum of its decays (0 where a document begins) and the state after its own tokens. Then each
+processes its tokens again from their actual initial state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from primitives import sequence
 
 
 def objection(call: LinearScanCall) -> str | None:
-    """Why states can't be passed for the call, or None."""
+    """Why passing states does not support the call, or None."""
     return sequence.objection(call.x.shape[1])
 
 

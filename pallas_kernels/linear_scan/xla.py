@@ -1,18 +1,18 @@
-"""The elementwise linear recurrence as a loop over tokens, and a gradient that is such a loop too.
+"""The elementwise linear recurrence as a loop over tokens, with a gradient that is such a loop as well.
 
-On a CPU a token at a time is fastest: an associative scan reads and writes everything for each of its levels. The loop
-takes each token where it lies, at axis 1, and writes the state there; as a ``lax.scan`` it would copy every array to
-bring tokens to the front, which takes as long as the recurrence itself. Elsewhere, where steps that wait for each other
-cost more than bytes, it is an associative scan.
+On a CPU one token at a time is fastest: an associative scan reads and writes everything once per level. The loop reads
+each token in place, at axis 1, and writes the state there; a ``lax.scan`` would copy every array to move tokens to the
+front, which takes as long as the recurrence itself. On other platforms, where sequential steps cost more than memory
+traffic, it is an associative scan.
 
 With F_t = exp(decay_t), 0 where a document begins, the loop and its transpose are
 
     forth, t = 1, 2, ...     s <- F_t s;  s <- s + x_t;  y_t = s
     back, t = ..., 2, 1      s <- s + x_t;  y_t = s;  s <- F_t s
 
-so that the gradient of either with respect to x is the other, applied to the cotangents; where h are the outputs of the
-loop that goes forth, d those of the loop back, and h_0 its initial state, that with respect to the decay is
-F_t h_{t-1} d_t in both cases.
+so that the gradient of either with respect to x is the other, applied to the cotangents. With h the outputs of the loop
+that goes forth, h_0 its initial state, and d the outputs of the loop that goes back, the gradient with respect to the
+decay is F_t h_{t-1} d_t in both cases.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _times(factor: jax.Array | None, starts: jax.Array | None, state: jax.Array)
 def _loop(
     back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """y (batch, length, channels) and the last s, both in the state's dtype."""
+    """The outputs y (batch, length, channels) and the last s, both in the state's dtype."""
     if current_platform() != "cpu":
         return _levels(back, x.astype(state.dtype), decay, state, starts)
     length = x.shape[1]
@@ -64,7 +64,7 @@ def _loop(
         y = jax.lax.dynamic_update_index_in_dim(y, state, token, 1)
         return _times(factor, begins, state) if back else state, y
 
-    # Not written over x: where both are read in a step, XLA would copy all of it in every step.
+    # Not written in place of x: with both used in a step, XLA would copy the whole array in every step.
     last, y = jax.lax.fori_loop(0, length, step, (state, jnp.empty(x.shape, state.dtype)))
     return y, last
 
@@ -72,12 +72,12 @@ def _loop(
 def _levels(
     back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """:func:`_loop` as an associative scan: in as many steps as the length has bits."""
+    """:func:`_loop` as an associative scan, with a number of steps logarithmic in the length."""
     factors = jnp.ones_like(x) if decay is None else jnp.exp(decay.astype(x.dtype))
     factors = factors if starts is None else jnp.where(starts[..., None], 0, factors)
     first = factors[:, 0]
     if back:
-        # A token reads what the next one has kept.
+        # A token reads the decayed state of the next one.
         x, factors = x.at[:, -1].add(state), jnp.concatenate([factors[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
     else:
         x = x.at[:, 0].add(first * state)
