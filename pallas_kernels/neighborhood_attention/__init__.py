@@ -1,4 +1,6 @@
-"""Neighborhood attention: each token of a line, a map or a volume attends to the window of tokens around it."""
+"""Neighborhood attention: each token of a one-, two- or three-dimensional grid attends to the window of tokens around
+it.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +46,26 @@ def neighborhood_attention(
 ) -> jax.Array:
     """Softmax attention of each token to the window around it (arXiv:2204.07143; strides: arXiv:2504.16922).
 
-    The cost is linear in the number of tokens. Sizes are one number for all axes or one for each.
+    The cost is linear in the number of tokens. Sizes are one number for all axes, or a tuple with one for each.
 
     Args:
       q: (batch, *grid, heads, head_dim), with a grid of one to three axes.
       k, v: (batch, *grid, kv_heads, head_dim or value_dim); kv_heads divides heads.
-      kernel_size: tokens of a window.
-      stride: so many neighbors share the window of the one in their middle; 1 to kernel_size. kernel_size itself makes
-        windows that do not overlap.
-      dilation: tokens from one of a window to the next.
-      causal: of each axis: only keys up to the query.
-      border: "shift" moves windows inward, so that every query has as many keys; "masked" cuts them off.
-      bias: (heads, *(2 kernel_size - 1)), added to the logits by key - query in steps of the dilation. Differentiable.
-        Of stride 1.
-      mask: bool (batch or 1, *grid), True = real. Keys that are not may hold anything, NaN included.
-      scale: of the logits, 1 / sqrt(head_dim) by default.
-      implementation: the name of one, or None for the best that serves the call.
+      kernel_size: window size in tokens.
+      stride: number of neighboring queries that share the window of the middle one, 1 to kernel_size; with kernel_size
+        windows do not overlap.
+      dilation: distance between neighboring tokens of a window.
+      causal: whether a query attends only to keys up to its own position; one value, or one for each axis.
+      border: "shift" moves windows at the border inward, so that every query has equally many keys; "masked" cuts them
+        off.
+      bias: (heads, *(2 kernel_size - 1)), added to the logits by the offset key - query in steps of the dilation.
+        Differentiable. Requires stride 1.
+      mask: bool (batch or 1, *grid), True = real. Masked keys may hold anything, including NaN.
+      scale: factor of the logits, 1 / sqrt(head_dim) by default.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
-      (batch, *grid, heads, value_dim) in q's dtype; zeros where a query sees nothing.
+      (batch, *grid, heads, value_dim) in q's dtype; zeros where a query attends to nothing.
 
     Raises:
       ValueError: shapes or sizes that do not fit together.
@@ -97,18 +100,26 @@ def neighborhood_attention(
 
 
 def neighborhood_scores(q: jax.Array, k: jax.Array, **window: Any) -> jax.Array:
-    """The first half: products of each query with the keys of its window, not scaled, (batch, *grid, heads, neighbors).
+    """Unscaled products of each query with the keys of its window: (batch, *grid, heads, neighbors), float32 or wider.
 
     ``window`` are kernel_size, stride, dilation, causal and border of :func:`neighborhood_attention`; neighbors are in
-    row-major order of the window. Keys that there are not have 0. float32 or wider.
+    row-major order of the window. Missing keys have 0.
+
+    Raises:
+      ValueError: sizes that do not fit the grid.
+
     """
     return xla.scores(q, k, grid_of(q.shape[1:-2], **window))
 
 
 def neighborhood_average(weights: jax.Array, v: jax.Array, **window: Any) -> jax.Array:
-    """The second half: the values of each query's window, summed by given weights (batch, *grid, heads, neighbors).
+    """Sums of the values of each query's window with the weights (batch, *grid, heads, neighbors).
 
     ``window`` as in :func:`neighborhood_scores`. Returns (batch, *grid, heads, value_dim) in v's dtype.
+
+    Raises:
+      ValueError: sizes that do not fit the grid.
+
     """
     axes = grid_of(v.shape[1:-2], **window)
     return xla.average(weights, v, axes).astype(v.dtype)
@@ -122,10 +133,10 @@ def grid_of(
     causal: bool | tuple[bool, ...] = False,
     border: Border = "shift",
 ) -> tuple[Axis, ...]:
-    """The axes of a grid.
+    """The axes of a grid with the given shape and windows.
 
     Raises:
-      ValueError: sizes that do not fit it.
+      ValueError: sizes that do not fit the grid.
     """
     if not 1 <= len(shape) <= 3:
         raise ValueError(

@@ -13,7 +13,7 @@ from pallas_kernels.neighborhood_attention.geometry import Axis
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeighborhoodCall(Call):
-    """Those of :func:`pallas_kernels.neighborhood_attention.neighborhood_attention`, which describes them.
+    """The arguments of :func:`pallas_kernels.neighborhood_attention.neighborhood_attention`, which describes them.
 
     Implementations return (batch, *grid, heads, value_dim) in q's dtype.
 

@@ -1,14 +1,16 @@
-"""Which keys the queries of a grid see, one axis at a time, and how an axis is cut into tiles.
+"""The keys that the queries of a grid attend to, one axis at a time, and the division of an axis into tiles.
 
 Generalized neighborhood attention (Hassani et al., 2025, arXiv:2504.16922). Along an axis of L tokens, with a window of
-k, stride s and dilation d, the tokens of one residue modulo d are an axis of their own, of L' tokens. On it query i has
-the leader l = min(s floor(i / s) + floor(s / 2), L' - 1), the middle of its group, and sees the k keys from
+k, stride s and dilation d, the tokens of one residue modulo d form an axis of their own, of L' tokens. On it query i
+has the leader l = min(s floor(i / s) + floor(s / 2), L' - 1), the middle of its group, and attends to k keys starting
+at
 
-    clip(l - floor(k / 2), 0, L' - k)                         border "shift": every query sees k keys
-    l - floor(k / 2), of those that there are                 border "masked"
+    clip(l - floor(k / 2), 0, L' - k)                         border "shift": every query has k keys
+    l - floor(k / 2), without those outside the axis          border "masked"
 
-on. A causal axis has the last of the group, l = min(s floor(i / s) + s - 1, L' - 1), and keys max(l - k + 1, 0) to i.
-Axes are independent: a query sees a key where every axis agrees. All of it is known while tracing, in numpy.
+On a causal axis the leader is the last of the group, l = min(s floor(i / s) + s - 1, L' - 1), and the keys are
+max(l - k + 1, 0) to i. Axes are independent: a query attends to a key if it does so on every axis. All of this is
+computed in numpy while tracing.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Axis:
 
     @functools.cached_property
     def keys(self) -> np.ndarray:
-        """int (length, window): the keys of each query in order, -1 for those that there are not."""
+        """int (length, window): the keys of each query in order, -1 for missing ones."""
         found = np.full((self.length, self.window), -1)
         for residue in range(self.dilation):
             tokens = np.arange(residue, self.length, self.dilation)
@@ -54,7 +56,7 @@ class Axis:
         return found
 
     def tiles(self, size: int) -> Tiles:
-        """The axis in tiles of ``size`` queries, of one residue each."""
+        """The axis divided into tiles of up to ``size`` queries with the same residue."""
         rows: list[np.ndarray] = []
         for residue in range(self.dilation):
             tokens = np.arange(residue, self.length, self.dilation)
@@ -79,14 +81,15 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tiles:
-    """An axis cut into tiles.
+    """An axis divided into tiles.
 
     Attributes:
-      queries: int (tiles, size), the tokens of each tile; the first one of the axis where a tile has no more.
-      keys: int (tiles, box), the keys that some query of the tile sees, and those between.
-      allowed: bool (tiles, size, box).
-      offset: int (tiles, size, box), key - query + window - 1 in steps of the dilation, clipped to 0 ... 2 window - 2.
-      where: int (length,), the place of each token in ``queries``, flattened.
+      queries: int (tiles, size), the tokens of each tile; shorter tiles are filled with token 0.
+      keys: int (tiles, box), the keys that some query of the tile attends to, and those between.
+      allowed: bool (tiles, size, box), whether a query attends to a key.
+      offset: int (tiles, size, box), key - query in steps of the dilation, plus window - 1, clipped to 0 ... 2 window -
+        2.
+      where: int (length,), the index of each token in the flattened ``queries``.
     """
 
     queries: np.ndarray
@@ -98,7 +101,7 @@ class Tiles:
 
 @functools.lru_cache(256)
 def tiles(axis: Axis, size: int) -> Tiles:
-    """:meth:`Axis.tiles`, kept: every layer of a model asks for the same."""
+    """:meth:`Axis.tiles`, cached, because every layer of a model needs the same."""
     return axis.tiles(size)
 
 
@@ -111,11 +114,10 @@ def speedup(
     key_tile: tuple[int, ...],
     causal: tuple[bool, ...] | None = None,
 ) -> float:
-    """How many times fewer pairs of tiles a kernel visits than dense attention does (the paper's simulator, section
-    3.3).
+    """The ratio of tile pairs that dense attention and a kernel visit (the paper's simulator, section 3.3).
 
-    A kernel computes every tile of keys that any query of a tile of queries sees; tiles are of the tokens of one
-    residue. Products along the axes of the shares that each visits.
+    A kernel computes every tile of keys to which any query of a tile of queries attends; tiles consist of tokens with
+    the same residue. The fractions visited along the axes are multiplied.
     """
     share = 1.0
     for number, (length, window, step, apart, queries, keys) in enumerate(

@@ -14,14 +14,14 @@ from pallas_kernels.neighborhood_attention.geometry import Axis
 
 
 def neighbors(x: jax.Array, grid: tuple[Axis, ...]) -> tuple[jax.Array, np.ndarray]:
-    """The keys of each query, (batch, *grid, neighbors, ...), and which of them there are, bool (*grid, neighbors)."""
+    """The keys of each query, (batch, *grid, neighbors, ...), and which of them exist, bool (*grid, neighbors)."""
     lists = _lists(grid)
     real = functools.reduce(operator.and_, (at >= 0 for at in lists))
     return x[(slice(None), *(np.maximum(at, 0) for at in lists))], real
 
 
 def _lists(grid: tuple[Axis, ...]) -> list[np.ndarray]:
-    """Each query's keys by their place on every axis: int (*grid, neighbors), -1 for none."""
+    """The indices of each query's keys on every axis: int (*grid, neighbors) each, -1 for none."""
     count = len(grid)
     found = []
     for number, axis in enumerate(grid):
@@ -33,8 +33,8 @@ def _lists(grid: tuple[Axis, ...]) -> list[np.ndarray]:
 
 
 def _offsets(keys: np.ndarray, number: int, axis: Axis) -> np.ndarray:
-    """Where a table of offsets along one axis has those of ``keys`` (*grid, neighbors), the first entry being 1 -
-    window.
+    """The indices of ``keys`` (*grid, neighbors) in a table of offsets along one axis, whose first entry is 1
+    - window.
     """
     own = np.arange(axis.length).reshape([-1 if n == number else 1 for n in range(keys.ndim)])
     return np.clip((keys - own) // axis.dilation + axis.window - 1, 0, 2 * axis.window - 2)

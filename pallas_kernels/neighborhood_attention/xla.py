@@ -1,7 +1,8 @@
-"""Neighborhood attention by tiles: the queries of a tile attend to one box of keys, which holds all of their windows.
+"""Neighborhood attention by tiles: the queries of a tile attend to one box of keys, which contains all of their
+windows.
 
-Boxes overlap: keys are copied once for every tile that sees them, and each tile is a row of the batch of
-:func:`pallas_kernels.attention`, whose kernels serve where there are some.
+Boxes overlap: keys are copied once for every tile that reads them. Each tile is a row of a batch for
+:func:`pallas_kernels.attention`, whose kernels are used where they support it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from pallas_kernels.neighborhood_attention.call import NeighborhoodCall
 from pallas_kernels.neighborhood_attention.geometry import Axis, Tiles, tiles
 
 QUERIES = 64
-"""Of a tile, about: fewer copy keys more often, more compute logits that are masked."""
+"""The approximate number of queries of a tile: with fewer, keys are copied more often; with more, more masked logits
+are computed.
+"""
 
 
 def _sizes(grid: tuple[Axis, ...]) -> tuple[int, ...]:
-    """Queries of a tile along each axis: a box as even as the axes' lengths allow."""
+    """Number of queries of a tile along each axis: as equal as the axes' lengths allow."""
     side = max(round(QUERIES ** (1 / len(grid))), 1)
     return tuple(min(side, -(-axis.length // axis.dilation)) for axis in grid)
 
 
 def _taken(x: jax.Array, indices: list[np.ndarray]) -> jax.Array:
-    """(batch, *grid, ...) to (batch * tiles, tokens of a tile, ...) by the indices (tiles, tokens) of each axis."""
+    """Gathers (batch, *grid, ...) to (batch * tiles, tokens of a tile, ...) by the indices (tiles, tokens) of each
+    axis.
+    """
     count = len(indices)
     for number, index in enumerate(indices):
         axis = 1 + 2 * number
@@ -58,7 +63,7 @@ def _returned(y: jax.Array, batch: int, cut: list[Tiles]) -> jax.Array:
 
 
 def _together(parts: list[Any], combine: Any) -> Any:
-    """Arrays (tiles, size, box) of each axis as one (all tiles, tokens of a tile, tokens of a box)."""
+    """Combines arrays (tiles, size, box) of each axis to one (all tiles, tokens of a tile, tokens of a box)."""
     count, spread = len(parts), []
     for number, part in enumerate(parts):
         shape = [1] * (3 * count)
@@ -75,7 +80,7 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
     cut = [tiles(axis, size) for axis, size in zip(call.grid, _sizes(call.grid), strict=True)]
     queries, keys = [tile.queries for tile in cut], [tile.keys for tile in cut]
     q, k, v = _taken(call.q, queries), _taken(call.k, keys), _taken(call.v, keys)
-    # From small arrays of the axes, so that programs hold no large ones.
+    # Made from small arrays of the axes, so that programs contain no large constants.
     allowed = _together(
         [jnp.asarray(tile.allowed) for tile in cut], lambda parts: functools.reduce(operator.and_, parts)
     )
@@ -96,7 +101,7 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
 
 
 def scores(q: jax.Array, k: jax.Array, grid: tuple[Axis, ...]) -> jax.Array:
-    """Products of each query with its keys: (batch, *grid, heads, neighbors), 0 for those that there are not."""
+    """Products of each query with its keys: (batch, *grid, heads, neighbors), 0 for missing keys."""
 
     def one(place: jax.Array) -> jax.Array:
         near, real = _at(k, grid, place)
@@ -109,7 +114,7 @@ def scores(q: jax.Array, k: jax.Array, grid: tuple[Axis, ...]) -> jax.Array:
 
 
 def average(weights: jax.Array, v: jax.Array, grid: tuple[Axis, ...]) -> jax.Array:
-    """Sums of each query's values by their weights, (batch, *grid, heads, value_dim) in float32 or wider."""
+    """Sums of each query's values, multiplied by the weights: (batch, *grid, heads, value_dim) in float32 or wider."""
     wide = jnp.promote_types(v.dtype, jnp.float32)
 
     def step(total: jax.Array, given: Any) -> tuple[jax.Array, None]:
@@ -122,7 +127,7 @@ def average(weights: jax.Array, v: jax.Array, grid: tuple[Axis, ...]) -> jax.Arr
 
 
 def _places(grid: tuple[Axis, ...]) -> jax.Array:
-    """The neighbors by their place in each axis' window: int (neighbors, axes)."""
+    """The index of each neighbor in the window of each axis: int (neighbors, axes)."""
     return jnp.asarray(
         np.stack(
             np.unravel_index(np.arange(math.prod(axis.window for axis in grid)), [axis.window for axis in grid]), -1
@@ -131,7 +136,7 @@ def _places(grid: tuple[Axis, ...]) -> jax.Array:
 
 
 def _at(x: jax.Array, grid: tuple[Axis, ...], place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The neighbor of every query at one place, and whether there is one: (*grid, 1)."""
+    """The neighbor of every query at one index of the window, and whether it exists, bool (*grid, 1)."""
     real: Any = jnp.ones((1,) * len(grid), bool)
     for number, axis in enumerate(grid):
         index = jnp.asarray(axis.keys)[:, place[number]]

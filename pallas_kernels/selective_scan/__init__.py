@@ -49,37 +49,37 @@ def selective_scan(
     return_state: bool = False,
     implementation: str | None = None,
 ) -> Any:
-    """Selective state space (arXiv:2312.00752, algorithm 2), A exact and B by Euler's rule as in its released models.
+    """Selective state space model (arXiv:2312.00752, algorithm 2), with A discretized exactly and B by Euler's method,
+    as in the released models.
 
         h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t        y_t = (C_t . h_t + D x_t) * silu(gate_t)
 
-    The implicit transition is that of Longhorn (arXiv:2407.14207, section 3): h_t approximates the minimum of
-    |h - h_{t-1}|^2 + s_t (h . B_t - x_t)^2, of whose transition it keeps the diagonal.
+    The implicit transition is that of Longhorn (arXiv:2407.14207, section 3): h_t approximates the minimizer of |h -
+    h_{t-1}|^2 + s_t (h . B_t - x_t)^2 by keeping the diagonal of its transition.
 
         s_t = sigmoid(delta_t)        e_t = s_t / (1 + s_t |B_t|^2)        h_t = (1 - e_t B_t^2) h_{t-1} + e_t x_t B_t
 
-    There is no mask: a token whose step delta, after bias and softplus, is 0 changes no state. A layer
-    skips padding so; before softplus, and for the implicit transition, that is delta = -inf. The state and the sums are
-    float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
+    There is no mask: a token whose step delta, after bias and softplus, is 0 does not change the state, which is how a
+    layer skips padding; before softplus, and for the implicit transition, that is delta = -inf. The state and the sums
+    are float32 (float64 for float64 inputs) for every dtype; memory is linear in length, for the gradient too.
 
     Args:
       x: (batch, length, channels).
-      delta: (batch, length, channels), the step, >= 0 after bias and softplus; any number where the transition is
-        implicit.
-      A: (channels, state_dim), real, <= 0; state_dim >= 1. None where the transition is implicit.
-      B: (batch, length, state_dim), or (batch, length, groups, state_dim) where groups divides channels
-        and channel c reads group c // (channels // groups).
+      delta: (batch, length, channels), the step, >= 0 after bias and softplus; any number for the implicit transition.
+      A: (channels, state_dim), real, <= 0; state_dim >= 1. None for the implicit transition.
+      B: (batch, length, state_dim), or (batch, length, groups, state_dim), where groups divides channels and channel c
+        reads group c // (channels // groups).
       C: as B.
       D: (channels,), the skip connection.
       gate: (batch, length, channels), before silu.
       delta_bias: (channels,), added to delta before softplus.
-      delta_softplus: the step is softplus(delta + delta_bias).
+      delta_softplus: whether the step is softplus(delta + delta_bias).
       transition: "exp" or "implicit".
       initial_state: (batch, channels, state_dim), zeros by default.
-      starts: bool (batch, length), True where a document begins: it and what follows see nothing of before, the initial
-        state included. False for padding. None: nowhere.
+      starts: bool (batch, length), True where a document begins: the state, including the initial one, is reset there.
+        False for padding. None is no start.
       return_state: also return the state after the last token.
-      implementation: the name of one, or None for the best that serves the call.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
       (batch, length, channels) in x's dtype; with ``return_state`` also float32 (batch, channels, state_dim).

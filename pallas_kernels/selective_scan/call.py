@@ -13,19 +13,19 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScanCall(Call):
-    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = f_t h_{t-1} +
-    step_t x_t B_t with f_t = exp(step_t A), or 1 - step_t B_t^2 without A; y_t = C_t . h_t.
+    """The arguments of :func:`pallas_kernels.selective_scan.selective_scan` for an implementation, which computes h_t =
+    f_t h_{t-1} + step_t x_t B_t with f_t = exp(step_t A), or 1 - step_t B_t^2 without A, and y_t = C_t . h_t.
 
     Implementations return y (batch, length, channels) and the last state (batch, channels, state_dim), both float32
     (float64 for float64 inputs).
 
     Attributes:
       x: (batch, length, channels).
-      step: the same, float32 or wider; 0 leaves the state unchanged.
-      A: (channels, state_dim), or None: the transition is implicit.
+      step: of the same shape, float32 or wider; 0 leaves the state unchanged.
+      A: (channels, state_dim), or None for the implicit transition.
       B, C: (batch, length, state_dim), or (batch, length, groups, state_dim).
       initial_state: (batch, channels, state_dim) or None.
-      starts: bool (batch, length) or None, where a document begins: there h_{t-1} is 0.
+      starts: bool (batch, length) or None, True where a document begins: there h_{t-1} is 0.
     """
 
     axes: ClassVar = {
@@ -43,12 +43,12 @@ class ScanCall(Call):
 
     @property
     def groups(self) -> int:
-        """Of channels, each with its own B and C."""
+        """Number of channel groups, each with its own B and C."""
         return self.B.shape[2] if self.B.ndim == 4 else 1
 
     @property
     def state_dim(self) -> int:
-        """Numbers remembered for each channel."""
+        """Size of the state of each channel."""
         return self.B.shape[-1]
 
     @property

@@ -31,8 +31,9 @@ def _case(
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus
-    does it or the transition is implicit, which has no A; ``starts`` of documents for each row."""
+    """Standard normal arrays, negative A, and the optional arrays named in ``with_``; delta is positive unless softplus
+    is used or the transition is implicit, which has no A; ``starts`` of documents for each row.
+    """
     implicit = options.get("transition") == "implicit"
 
     def arrays(rng: np.random.Generator) -> Arrays:
@@ -51,7 +52,7 @@ def _case(
             "delta_bias": (channels,),
             "initial_state": (batch, channels, state_dim),
         }
-        # Non-negative, so that the step stays so without softplus.
+        # Non-negative, so that the step is, too, without softplus.
         made |= {
             name: np.abs(rng.standard_normal(shapes[name]))
             if name == "delta_bias"
@@ -68,12 +69,12 @@ def _case(
 
 
 def _slow(arrays: Arrays, rng: np.random.Generator) -> None:
-    """The state hardly decays: errors of the whole past add up."""
+    """The state hardly decays: errors of all earlier tokens accumulate."""
     arrays["A"] = 1e-5 * arrays["A"]
 
 
 def _fast(arrays: Arrays, rng: np.random.Generator) -> None:
-    """exp underflows: each token sees itself only."""
+    """exp underflows: each token reads only itself."""
     arrays["A"] = 1e4 * arrays["A"]
 
 
@@ -86,15 +87,15 @@ def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _sure(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Large B and steps: of what a token writes to, 1 - e B^2 keeps next to nothing; and padding."""
+    """Large B and steps, so that 1 - e B^2 keeps almost nothing of the state; and padding."""
     arrays["B"], arrays["delta"] = 30 * arrays["B"], 10 * arrays["delta"]
     arrays["delta"][0, 20:] = -np.inf
 
 
-# From the first token, of one token, at the border of a chunk of 16 and beside it.
+# Documents that start at the first token, have one token, or start at or next to the border of a chunk of 16.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
 
-# Cases of one program: what differs is numbers.
+# Cases that share one program and differ only in values.
 _plain = functools.partial(_case, length=48, with_=("initial_state",), return_state=True)
 _packed = functools.partial(_case, length=37, with_=("initial_state",), starts=STARTS, return_state=True)
 

@@ -1,8 +1,7 @@
-"""The selective scan of a sequence that is split over devices.
+"""The selective scan over a sequence that is split over devices.
 
-Each sends the product of its tokens' factors, 0 where a document begins, and the state that its own tokens leave. Then
-each reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at
-work.
+Each device sends the product of its tokens' factors (0 where a document begins) and the state after its own tokens.
+Then each processes its tokens again from their actual initial state: two passes instead of one, with n devices at work.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from primitives import sequence
 
 
 def objection(call: ScanCall) -> str | None:
-    """Why states can't be passed for the call, or None."""
+    """Why passing states does not support the call, or None."""
     return sequence.objection(call.x.shape[1])
 
 
@@ -29,7 +28,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         run = OPS["selective_scan"].within
         _, state = run(part.replace(initial_state=None))
         if part.A is None:
-            # What the tokens leave of ones, if they write nothing.
+            # The factor is what remains of ones if the tokens write nothing.
             ones = jnp.ones_like(state)
             _, factor = run(part.replace(x=jnp.zeros_like(part.x), initial_state=ones))
         else:

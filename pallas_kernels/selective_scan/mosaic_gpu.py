@@ -1,12 +1,12 @@
-"""The selective scan on Hopper GPUs: token after token, the states of 64 channels in the registers of one warpgroup.
+"""The selective scan on Hopper GPUs: token by token, with the states of 64 channels in the registers of one warpgroup.
 
-An exponential per channel, state and token is what it costs (the special function units do 16 a cycle and core), so a
-program does nothing else for them: x, the step, B and C come by the tensor memory accelerator, a chunk ahead.
-Everything is float32.
+The cost is dominated by one exponential per channel, state and token (the special function units compute 16 per cycle
+and core), so that loads must not take the program's time: x, the step, B and C are copied by the tensor memory
+accelerator, a chunk ahead. Everything is float32.
 
-The forward pass keeps the states at chunk boundaries when a gradient is wanted. The gradient takes the chunks from the
-last to the first, computes a chunk's states again into shared memory, and goes back through them. Softplus, skip
-connection and gate stay with XLA, and so do the sums of dB and dC over programs.
+The forward pass stores the states at chunk boundaries if a gradient is needed. The backward pass iterates over the
+chunks in reverse, recomputes a chunk's states into shared memory, and goes back through them. Softplus, skip connection
+and gate, and the sums of dB and dC over programs, are left to XLA.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGEST = 64
 
 
 def objection(call: ScanCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if call.A is None:
         return "its transitions are exponentials; this one is implicit"
     if call.starts is not None:
@@ -52,11 +52,11 @@ def objection(call: ScanCall) -> str | None:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    assert call.A is not None  # or it is refused
+    assert call.A is not None  # else refused by objection()
     single = jnp.float32
     batch, length, channels = call.x.shape
     groups, state_dim = call.groups, call.A.shape[1]
-    # Zeros up to whole chunks, programs and columns of 8: steps and states of 0 change nothing.
+    # Padded with zeros to whole chunks, programs and columns of 8: steps and states of 0 change nothing.
     own = channels // groups
     chunk = chunk_length(state_dim)
     more, wider, longer = -own % CHANNELS, -state_dim % 8, -length % chunk
@@ -87,7 +87,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
 
 
 def chunk_length(state_dim: int) -> int:
-    """Tokens between two kept states: as many as the gradient's shared memory has room for."""
+    """Tokens between two stored states: as many as fit the shared memory of the backward pass."""
     room = HISTORY // (CHANNELS * (state_dim + -state_dim % 8) * 4)
     return min(LONGEST, 1 << (room.bit_length() - 1))
 
@@ -96,10 +96,10 @@ def chunk_length(state_dim: int) -> int:
 def _recurrence(
     chunk: int, rates: jax.Array, state: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Outputs (batch, length, channels) and the last state, of whole chunks and programs.
+    """Outputs (batch, length, channels) and the last state; sizes are whole chunks and programs.
 
     Args:
-      chunk: tokens that are loaded at once.
+      chunk: number of tokens that are loaded at once.
       rates: (channels, state_dim).
       state: (batch, channels, state_dim).
       x, step: (batch, length, channels).
@@ -119,7 +119,7 @@ def _backward(chunk: int, residuals: Any, cotangents: Any) -> tuple[jax.Array, .
     rates, boundaries, x, step, b, c = residuals
     d_out, d_last = cotangents
     d_x, d_step, d_b, d_c, d_rates, d_state = _scan_back(chunk, rates, boundaries, x, step, b, c, d_out, d_last)
-    # A program sums over its own channels, those of a group together make the whole.
+    # A program sums over its own channels; the sums of a group's programs are added here.
     d_b, d_c = (d.reshape(d.shape[0], b.shape[2], -1, *d.shape[2:]).sum(2).swapaxes(1, 2) for d in (d_b, d_c))
     return d_rates.sum(0), d_state, d_x, d_step, d_b, d_c
 
@@ -134,8 +134,8 @@ def _struct(*shape: int) -> jax.ShapeDtypeStruct:
 def _kernel(
     body: Any, chunk: int, arrays: dict[str, jax.Array], out: dict[str, Any], scratch: dict[str, Any], exponentials: int
 ) -> list[jax.Array]:
-    """Runs ``body(given, made, shared)``, references by name; what comes ahead by TMA, all that has a length, has a
-    ring of tiles.
+    """Runs ``body(given, made, shared)`` with references by name; arrays along the length, which are copied ahead by
+    TMA, have a ring of buffers.
     """
     batch, length, channels = arrays["x"].shape
     state_dim = arrays["rates"].shape[1]
@@ -178,7 +178,9 @@ def _scan(
     b: jax.Array,
     c: jax.Array,
 ) -> list[jax.Array]:
-    """Outputs, the last state, and with ``keep`` the state before each chunk, (batch, chunks, channels, state_dim)."""
+    """Returns outputs, the last state, and with ``keep`` the state before each chunk, (batch, chunks, channels,
+    state_dim).
+    """
     batch, length, channels = x.shape
     out = {"out": _struct(*x.shape), "last": _struct(*state.shape)}
     if keep:
@@ -198,8 +200,8 @@ def _scan_back(
     d_out: jax.Array,
     d_last: jax.Array,
 ) -> list[jax.Array]:
-    """Cotangents of x and of the step; those of b and c by program, (batch, programs, length, state_dim); of the rates
-    by batch; of the first state.
+    """Returns the cotangents of x and of the step; of b and c per program, (batch, programs, length, state_dim); of the
+    rates per batch element; and of the first state.
     """
     batch, length, channels = x.shape
     state_dim = rates.shape[1]
@@ -226,7 +228,7 @@ def _scan_back(
 
 
 def _fetch(given: dict[str, Any], shared: dict[str, Any], index: Any, slot: Any) -> None:
-    """Brings a chunk into a slot: this program's channels, and B and C of their group."""
+    """Copies a chunk into a slot: this program's channels, and B and C of their group."""
     batch, block = lax.axis_index("batch"), lax.axis_index("block")
     chunk, programs = shared["x"].shape[1], given["x"].shape[2] // CHANNELS
     group = lax.div(block, jnp.int32(programs // given["b"].shape[2]))
@@ -237,18 +239,18 @@ def _fetch(given: dict[str, Any], shared: dict[str, Any], index: Any, slot: Any)
 
 
 def _by_channel(reference: Any, state_dim: int) -> jax.Array:
-    """A number per channel, for all its states."""
+    """Loads one number per channel, broadcast to all its states."""
     return lax.broadcast_in_dim(hopper.load(reference, plgpu.Layout.WGMMA.reduce(1)), (CHANNELS, state_dim), (0,))
 
 
 def _by_state(reference: Any) -> jax.Array:
-    """A number per state, for all channels."""
+    """Loads one number per state, broadcast to all channels."""
     values = hopper.load(reference, plgpu.Layout.WGMMA.reduce(0))
     return lax.broadcast_in_dim(values, (CHANNELS, values.shape[0]), (1,))
 
 
 def _after(shared: dict[str, Any], slot: Any, t: Any, binary: jax.Array, h: jax.Array) -> jax.Array:
-    """The state after a token; ``binary`` the rates for powers of 2."""
+    """The state after a token; ``binary`` are the rates to base 2."""
     dt, value = (_by_channel(shared[name].at[slot, t], h.shape[1]) for name in ("step", "x"))
     return jnp.exp2(dt * binary) * h + dt * value * _by_state(shared["b"].at[slot, t])
 

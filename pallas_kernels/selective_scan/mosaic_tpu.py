@@ -1,8 +1,9 @@
-"""The selective scan on TPU: token by token with the state in VMEM, channels along the lanes and the state dimension
-along the sublanes.
+"""The selective scan on TPU: token by token with the state in VMEM, with channels along the lanes and the state
+dimension along the sublanes.
 
-The gradient keeps the states at chunk boundaries only: its kernel walks the chunks backwards, computes a chunk's states
-again into VMEM and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to XLA.
+The gradient stores the states only at chunk boundaries: its kernel iterates over the chunks in reverse, recomputes a
+chunk's states into VMEM and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to
+XLA.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STATE_DIM_LIMIT = STATES // (CHUNK * LANES)
 
 
 def objection(call: ScanCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     if call.A is None:
         return "its transitions are exponentials; this one is implicit"
     if call.starts is not None:
@@ -44,7 +45,9 @@ def objection(call: ScanCall) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a scan is cut: tokens of a chunk, channels of a block; ``groups`` of channels have their own B and C."""
+    """The division of a scan: ``chunk`` tokens, ``channels`` of a block; each of ``groups`` of channels has its own B
+    and C.
+    """
 
     chunk: int
     channels: int
@@ -54,12 +57,12 @@ class Plan:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    assert call.A is not None  # or it is refused
+    assert call.A is not None  # else refused by objection()
     batch, length, channels = call.x.shape
     state_dim, groups = call.A.shape[1], call.groups
     each = channels // groups
     plan = _plan(length, each, state_dim, groups)
-    # A step of 0 leaves the state as it is: of tokens past the end, and of channels that fill a block.
+    # Padded tokens and channels have a step of 0, which leaves the state unchanged.
     extra, more = -length % plan.chunk, -each % plan.channels
 
     def per_channel(a: jax.Array) -> jax.Array:
@@ -107,7 +110,7 @@ def _plan(length: int, channels: int, state_dim: int, groups: int) -> Plan:
 def _scan(
     plan: Plan, x: jax.Array, delta: jax.Array, b: jax.Array, c: jax.Array, rates: jax.Array, start: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """float32 outputs as x, and the last state as ``start``."""
+    """Outputs of x's shape and the last state of the shape of ``start``, both float32."""
     out, last = _run_forward(plan, False, x, delta, b, c, rates, start)
     return out, last
 
@@ -120,7 +123,7 @@ def _forward(plan: Plan, *arrays: jax.Array) -> tuple[Any, Any]:
 def _backward(plan: Plan, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     x, delta, b, c, rates, boundaries = residuals
     d_x, d_delta, d_b, d_c, d_rates, d_start = _run_backward(plan, x, delta, b, c, rates, boundaries, *cotangents)
-    # Blocks of channels read the same B and C, and rows of the batch the same rates.
+    # Summed over blocks of channels, which read the same B and C, and over rows of the batch, which share the rates.
     return d_x, d_delta, d_b.sum(1), d_c.sum(1), d_rates.reshape(-1, *rates.shape).sum(0), d_start
 
 
@@ -128,7 +131,9 @@ _scan.define(_forward, _backward)
 
 
 def _at(matrix: jax.Array, t: Any) -> jax.Array:
-    """Column t of (state_dim, chunk): (state_dim, 1). A selection, because lanes can't be sliced at a running index."""
+    """Column t of (state_dim, chunk): (state_dim, 1). By a selection, because lanes can't be sliced at a
+    dynamic index.
+    """
     return jnp.sum(jnp.where(lax.broadcasted_iota(jnp.int32, matrix.shape, 1) == t, matrix, 0.0), 1, keepdims=True)
 
 
@@ -137,7 +142,7 @@ def _put(matrix: jax.Array, t: Any, column: jax.Array) -> jax.Array:
 
 
 def _specs(plan: Plan, state_dim: int, place: Callable[[Any], Any]) -> dict[str, pl.BlockSpec]:
-    """Blocks of the grid (row, block of channels, chunk); ``place`` gives the chunk's number from the grid's."""
+    """The blocks for the grid (row, block of channels, chunk); ``place`` maps the grid's index to that of the chunk."""
     return {
         "token": pl.BlockSpec((None, plan.chunk, plan.channels), lambda r, w, t: (r, place(t), w)),
         "shared": pl.BlockSpec((None, state_dim, plan.chunk), lambda r, w, t: (r, 0, place(t))),

@@ -1,11 +1,10 @@
-"""The selective scan as a scan over tokens, and a gradient that keeps only the states at chunk boundaries.
+"""The selective scan as a scan over tokens, with a gradient that stores only the states at chunk boundaries.
 
-One token at a time beats an associative scan on a CPU: the state stays in the nearest cache, where the other form
-writes it out for every token. The gradient goes through the chunks from the last to the first and computes a chunk's
-states again. Only the two recurrences, of the state and of its cotangent, run token by token; everything that is summed
-out of them is done for the chunk at once. An implicit transition has no rates, and takes its factors from the tokens
-alone. Channels are the last axis of every array here, for the vector units. Where a document begins the decayed state
-is 0.
+On a CPU one token at a time is faster than an associative scan: the state stays in the nearest cache, whereas the other
+form writes it for every token. The gradient iterates over the chunks in reverse and recomputes a chunk's states. Only
+the two recurrences, of the state and of its cotangent, run token by token; all sums over them are computed for the
+chunk at once. An implicit transition has no rates; its factors depend only on the tokens. Channels are the last axis of
+every array here, for the vector units. Where a document begins the decayed state is 0.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from pallas_kernels.selective_scan.call import ScanCall
 from primitives.differentiation import differentiable
 from primitives.exponential import LOG2_E, exp2
 
-# Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in
+# Tokens between two stored states: few, so that a chunk's states, of which the gradient has three copies, stay in
 # cache.
 CHUNK = 16
-# Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do
-# not vectorize.
+# Unrolled terms of a sum over the state dimension: XLA's CPU reductions over an axis other than the last do not
+# vectorize.
 UNROLL = 16
 
-# What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim), and
-# starts (batch, length, groups, 1) or None; channels counts those of one group. In the scans batch and groups are one
-# axis, "rows": an axis of size 1 next to them makes XLA's CPU reductions several times slower. There a token's arrays
-# are (rows, channels), (rows, state_dim) and (rows, 1), a state is (rows, state_dim, channels), and the rates, A, are
-# (rows, state_dim, channels), or (1, ...) where all rows share them.
+# The arrays over tokens: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim), and
+# starts (batch, length, groups, 1) or None; channels are those of one group. In the scans batch and groups are merged
+# into one axis, "rows": an axis of size 1 next to them makes XLA's CPU reductions several times slower. There a token's
+# arrays are (rows, channels), (rows, state_dim) and (rows, 1), a state is (rows, state_dim, channels), and the rates,
+# A, are (rows, state_dim, channels), or (1, ...) where all rows share them.
 Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
@@ -48,7 +47,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         return jnp.swapaxes(matrix.astype(wide).reshape(-1, channels // groups, state_dim), -1, -2)
 
     rates = None if call.A is None else channels_last(call.A)
-    # Groups have different rates, batch elements the same.
+    # Groups have different rates, batch elements the same ones.
     if rates is not None and groups > 1:
         rates = jnp.tile(rates, (batch, 1, 1))
     shape = (batch * groups, state_dim, channels // groups)
@@ -71,12 +70,12 @@ def _widen(tokens: Tokens, dtype: Any) -> Tokens:
 
 
 def _reset(starts: jax.Array | None, state: jax.Array) -> jax.Array:
-    """The state, and zeros where a document begins."""
+    """The state, with zeros where a document begins."""
     return state if starts is None else jnp.where(starts[..., None], 0, state)
 
 
 def _factors(rates: jax.Array | None, delta: jax.Array, b: jax.Array) -> jax.Array:
-    """What tokens keep of the state: (..., rows, state_dim, channels)."""
+    """The factors of the state at tokens: (..., rows, state_dim, channels)."""
     if rates is None:
         return 1 - delta[..., None, :] * jnp.square(b)[..., None]
     return exp2(delta[..., None, :] * (LOG2_E * rates))
@@ -85,7 +84,7 @@ def _factors(rates: jax.Array | None, delta: jax.Array, b: jax.Array) -> jax.Arr
 def _token(rates: jax.Array | None, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c, starts = token
     state = _reset(starts, _factors(rates, delta, b) * state) + b[..., None] * (delta * x)[..., None, :]
-    # Written out: as a reduction this is nine times slower for a single row.
+    # Unrolled: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
 
@@ -93,7 +92,7 @@ def _token(rates: jax.Array | None, state: jax.Array, token: Tokens) -> tuple[ja
 @differentiable()
 def _recurrence(rates: jax.Array | None, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
-    # Nothing is kept for a gradient here, so tokens are not cut into chunks, which would copy them.
+    # Nothing is stored for a gradient here, so that tokens need not be split into chunks, which would copy them.
     rows: Any = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, a.shape[3]), tokens)
     last, out = jax.lax.scan(lambda state, token: _token(rates, state, _widen(token, state.dtype)), state, rows)
     return _join(out, tokens[0].shape), last
@@ -131,7 +130,8 @@ def _chunk_gradient(
     rates: jax.Array | None, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]:
     """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the
-    state after it and of its outputs."""
+    state after it and of its outputs.
+    """
     x, delta, b, c, starts = chunk
     entering = delta * x
     factors = _factors(rates, delta, b)
@@ -139,7 +139,7 @@ def _chunk_gradient(
     def recur(state: jax.Array, token: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
         factor, entry, b, starts = token
         decayed = _reset(starts, factor * state)
-        # The slope of an exponential is itself; that of another factor needs what it multiplied.
+        # The derivative of an exponential needs only its product; that of another factor needs the state it multiplied.
         return decayed + b[..., None] * entry[..., None, :], (decayed, _reset(starts, state) if rates is None else None)
 
     def recur_back(d_state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
@@ -179,8 +179,9 @@ def _chunk_gradient(
 
 
 def _split(a: jax.Array) -> jax.Array:
-    """(batch, length, groups, ...) to (chunks, chunk, rows, ...), with zeros past the end: a step of 0 leaves the state
-    unchanged."""
+    """(batch, length, groups, ...) to (chunks, chunk, rows, ...), padded with zeros: a step of 0 leaves the state
+    unchanged.
+    """
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % CHUNK), (0, 0), (0, 0)))
     return jnp.moveaxis(a, 1, 0).reshape(-1, CHUNK, a.shape[0] * a.shape[2], a.shape[3])
 

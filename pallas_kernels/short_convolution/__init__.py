@@ -1,4 +1,4 @@
-"""The short convolution along a sequence: each channel with a few taps of its own, causal or centered, with a state."""
+"""The short convolution along a sequence: each channel has its own few taps; causal, with a state, or centered."""
 
 from __future__ import annotations
 
@@ -41,35 +41,35 @@ def short_convolution(
     return_state: bool = False,
     implementation: str | None = None,
 ) -> Any:
-    """Depth-wise convolution along a sequence: each channel with a kernel of its own.
+    """Depth-wise convolution along a sequence: each channel has its own kernel.
 
         y[t, c] = bias[c] + sum_u kernel[u, 0, c] x[t + u - back, c]
 
-    ``back`` is size - 1 where it is causal and (size - 1) // 2 where it is centered; x is 0 before its start (before
-    the state's, with one), after its end and where it is masked. Sums are float32 (float64 for float64 arrays), those
-    of the gradients too. It can be differentiated any number of times, in forward and reverse mode, and mapped.
+    ``back`` is size - 1 if causal and (size - 1) // 2 if centered; x is 0 before its start (with a state, before the
+    state's), after its end and where it is masked. Sums are float32 (float64 for float64 arrays), also in the
+    gradients. The op can be differentiated any number of times, in forward and reverse mode, and mapped.
 
     Args:
       x: (batch, length, channels).
       kernel: (size, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, size, 1, channels), one for each
         row.
       bias: (channels,).
-      mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes
-        nothing; their own outputs mean nothing.
-      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other,
-        and those before the first start see the state. False where masked. None: nowhere.
-      state: (batch, size - 1, channels), the tokens before x; zeros by default. Causal only.
-      causal: whether a token sees none after it.
-      return_state: also return the state after each row's last real token, zeros before its document's start. Causal
-        only.
-      implementation: the name of one, or None for the best that serves the call.
+      mask: bool (batch, length), True = real; padding comes last. Masked positions may hold anything, including NaN;
+        their own outputs have no meaning.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't interact, and only
+        those before the first start read the state. False where masked. None is no start.
+      state: (batch, size - 1, channels), the tokens before x; zeros by default. Requires ``causal``.
+      causal: whether a token reads only tokens up to itself; otherwise the kernel is centered.
+      return_state: also return the state after each row's last real token, with zeros before its document's start.
+        Requires ``causal``.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
-      (batch, length, channels), in the dtype to which x and kernel promote; with ``return_state`` also the state, in
-      the dtype of the one given, or x's.
+      (batch, length, channels), in the promoted dtype of x and kernel; with ``return_state`` also the state, in the
+      dtype of ``state`` if given, else x's.
 
     Raises:
-      ValueError: shapes that do not fit together; a state of a centered convolution.
+      ValueError: shapes that do not fit together; a state for a centered convolution.
     """
     _check(x, kernel, bias, mask, starts, state, causal, return_state)
     size = kernel.shape[-3]

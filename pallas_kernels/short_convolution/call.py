@@ -13,19 +13,19 @@ from pallas_kernels.depthwise_convolution.geometry import Pair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShortCall(Call):
-    """What :func:`pallas_kernels.short_convolution.short_convolution` leaves to an implementation: all but bias, mask
-    and the state after.
+    """The arguments of :func:`pallas_kernels.short_convolution.short_convolution` for an implementation, without bias,
+    mask and the new state.
 
     Implementations return y (batch, length, channels) in the arrays' dtype.
 
     Attributes:
       x: (batch, length, channels).
-      kernel: (size, channels), or with the batch before; of x's dtype.
+      kernel: (size, channels), or with a leading batch axis; of x's dtype.
       before: (batch, look-back, channels), the tokens before x; None is zeros.
       after: (batch, look-ahead, channels), the tokens after x; None is zeros.
-      starts: bool (batch, length) or None, where a document begins: tokens of different ones don't see each other;
-        ``before`` is of what the first token continues, ``after`` of the last document.
-      reach: how many tokens back and ahead a token sees; their sum is size - 1.
+      starts: bool (batch, length) or None, True where a document begins: tokens of different documents don't interact;
+        ``before`` belongs to the document that the first token continues, ``after`` to the last document.
+      reach: numbers of tokens before and after itself that a token reads; their sum is size - 1.
     """
 
     axes: ClassVar = {"x": "blh", "kernel": "nh bnh", "before": "bmh", "after": "bmh", "starts": "bl"}

@@ -23,8 +23,9 @@ def _case(
     offset: float = 0.0,
     **options: Any,
 ) -> Case:
-    """Normal arrays, the optional ones named in ``with_``, a kernel for each row among them; ``lengths`` of rows make a
-    mask, ``starts`` documents."""
+    """Standard normal arrays and the optional ones named in ``with_``, where "each" is a kernel for each row;
+    ``lengths`` of rows make a mask, ``starts`` documents.
+    """
     batch, channels = 2, 3
 
     def arrays(rng: np.random.Generator) -> Arrays:

@@ -1,5 +1,6 @@
-"""The short convolution of a sequence that is split over devices: each sends its neighbors the few tokens that they see
-of it."""
+"""The short convolution over a sequence that is split over devices: each sends its neighbors the few tokens that they
+read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from primitives import sequence
 
 
 def objection(call: ShortCall) -> str | None:
-    """Why neighbors' tokens can't serve the call, or None."""
+    """Why exchanging tokens between neighbors does not support the call, or None."""
     length = call.x.shape[1]
     if (reason := sequence.objection(length)) is not None:
         return reason
@@ -26,7 +27,7 @@ def short_convolution(call: ShortCall) -> tuple[jax.Array]:
 
     def body(part: ShortCall) -> tuple[jax.Array]:
         back, ahead = part.reach
-        # A neighbor gets tokens of the document that goes on there: the last one of this part, or the first.
+        # A neighbor gets only the tokens of the document that continues there: the last one of this part, or the first.
         packed, first, last = Documents.of(part.starts), part.before, part.after
         before = sequence.tail(packed.last(part.x, 1), back, 0 if first is None else first) if back else None
         after = sequence.head(packed.continuing(part.x, 1), ahead, 0 if last is None else last) if ahead else None

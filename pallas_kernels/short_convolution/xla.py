@@ -1,4 +1,4 @@
-"""The short convolution as a depth-wise convolution of a grid of one row; of packed documents as its sum over taps."""
+"""The short convolution as a depth-wise convolution of a grid with one row; for packed documents as a sum over taps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pallas_kernels.short_convolution.call import ShortCall
 
 def short_convolution(call: ShortCall, form: str | None = None) -> tuple[jax.Array]:
     """The op; ``form`` names one of :data:`pallas_kernels.depthwise_convolution.forms.FORMS`, None chooses. Packed
-    documents have one form."""
+    documents have only one form.
+    """
     if call.starts is not None:
         return (_packed(call),)
     known = [x for x in (call.before, call.x, call.after) if x is not None]
@@ -28,14 +29,14 @@ def short_convolution(call: ShortCall, form: str | None = None) -> tuple[jax.Arr
 
 
 def _packed(call: ShortCall) -> jax.Array:
-    """Each tap is a multiply-add of a shifted view, with zeros where it shows another document."""
+    """Each tap is a multiply-add of a shifted view, with zeros where that belongs to another document."""
     length, reach = call.x.shape[1], call.reach
     assert call.starts is not None
     number = jnp.cumsum(call.starts, axis=1, dtype=jnp.int32)
     others = jnp.pad(number, ((0, 0), (reach[0], 0)))
     others = jnp.pad(others, ((0, 0), (0, reach[1])), mode="edge")
 
-    # Kept for the gradient are the arrays themselves, not a masked copy for each tap.
+    # The gradient stores the arrays themselves, not a masked copy for each tap.
     @jax.checkpoint
     def convolve(x: jax.Array, before: jax.Array | None, after: jax.Array | None, kernel: jax.Array) -> jax.Array:
         wide: Any = jnp.promote_types(x.dtype, jnp.float32)

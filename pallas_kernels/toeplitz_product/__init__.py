@@ -1,4 +1,4 @@
-"""The product with a Toeplitz matrix along a sequence: a convolution as long as the row."""
+"""The product with a Toeplitz matrix along a sequence: a convolution as long as the sequence."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ _op = Op(
 def toeplitz_product(
     x: jax.Array, kernel: jax.Array, *, causal: bool = True, implementation: str | None = None
 ) -> jax.Array:
-    """Product with a matrix whose entries depend on the offset of two tokens, by Fourier transforms.
+    """Product with a matrix whose entries depend only on the offset between two tokens, by Fourier transforms.
 
         y[t, c] = sum_s kernel[t - s, c] x[s, c]
 
-    A token with x = 0 is as good as not there. Sums are float32 (float64 for float64 arrays); the transforms' errors
-    are relative to the largest coefficient of a channel. It takes O(length log length) operations, can be
-    differentiated any number of times, in forward and reverse mode, and mapped.
+    A token with x = 0 has no effect. Sums are float32 (float64 for float64 arrays); the transforms' errors are relative
+    to the largest coefficient of a channel. The op takes O(length log length) operations, and can be differentiated any
+    number of times, in forward and reverse mode, and mapped.
 
     Args:
       x: (batch, length, channels).
-      kernel: (length, groups), of the offsets 0, 1, ..., where it is causal; else (2 length - 1, groups), of the
-        offsets 1 - length, ..., length - 1. ``groups`` divides channels, and channel c has those of group
-        c // (channels // groups).
-      causal: whether a token sees none after it.
-      implementation: the name of one, or None for the best that serves the call.
+      kernel: if causal, (length, groups), for the offsets 0, 1, ...; else (2 length - 1, groups), for the offsets 1 -
+        length, ..., length - 1. ``groups`` divides channels, and channel c uses group c // (channels // groups).
+      causal: whether a token reads only tokens up to itself.
+      implementation: the name of an implementation; None uses the best one that supports the call.
 
     Returns:
-      (batch, length, channels), in the dtype to which x and kernel promote.
+      (batch, length, channels), in the promoted dtype of x and kernel.
 
     Raises:
       ValueError: shapes that do not fit together.

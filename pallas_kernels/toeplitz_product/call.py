@@ -12,13 +12,13 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ToeplitzCall(Call):
-    """What :func:`pallas_kernels.toeplitz_product.toeplitz_product` leaves to an implementation: all of it.
+    """The arguments of :func:`pallas_kernels.toeplitz_product.toeplitz_product` for an implementation.
 
     Implementations return y (batch, length, channels), float32 (float64 for float64 inputs).
 
     Attributes:
       x: (batch, length, channels), float32 or wider.
-      kernel: (length, groups) where it is causal, else (2 length - 1, groups); of x's dtype.
+      kernel: (length, groups) if causal, else (2 length - 1, groups); of x's dtype.
     """
 
     axes: ClassVar = {"x": "blh", "kernel": "th"}
@@ -29,5 +29,5 @@ class ToeplitzCall(Call):
 
     @property
     def causal(self) -> bool:
-        """Whether the kernel has no offsets below 0; of a single token it has none either way."""
+        """Whether the kernel has no negative offsets; always true for a single token."""
         return self.kernel.shape[0] == self.x.shape[1]

@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 def _case(
     name: str, length: int, groups: int, *, change: Callable[[Arrays], None] | None = None, **options: Any
 ) -> Case:
-    """Normal arrays."""
+    """Standard normal arrays, which ``change`` edits."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         offsets = length if options.get("causal", True) else 2 * length - 1
@@ -28,7 +28,7 @@ def _case(
 
 
 def _wide_range(arrays: Arrays) -> None:
-    """Coefficients e^b with b between -10 and 10: the small ones are lost in the rounding of the large."""
+    """Coefficients e^b with b between -10 and 10: the small ones are lost in the rounding of the large ones."""
     arrays["kernel"] = np.exp(5 * np.clip(arrays["kernel"], -2, 2))
 
 

@@ -9,7 +9,9 @@ from pallas_kernels.toeplitz_product.call import ToeplitzCall
 
 
 def matrix(call: ToeplitzCall) -> jax.Array:
-    """(groups, length, length): what a token (row) has of another (column)."""
+    """The Toeplitz matrices, (groups, length, length): the coefficient with which a token (row) reads another
+    (column).
+    """
     length = call.x.shape[1]
     offset = jnp.arange(length)[:, None] - jnp.arange(length)
     seen = offset >= 0 if call.causal else jnp.full(offset.shape, True)

@@ -1,7 +1,7 @@
-"""The Toeplitz product by Fourier transforms, or by the matrix where rows are short.
+"""The Toeplitz product by Fourier transforms, or by the matrix for short sequences.
 
-The matrix is a corner of a circulant one, as large as the smallest power of two that holds all offsets. An error is
-therefore relative to the largest of a group's coefficients, not to the one that a token is multiplied by.
+The matrix is embedded in a circulant one, whose size is the smallest power of two that holds all offsets. Errors are
+therefore relative to the largest of a group's coefficients, not to the one by which a token is multiplied.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pallas_kernels.toeplitz_product import reference
 from pallas_kernels.toeplitz_product.call import ToeplitzCall
 
-# Tokens up to which the matrix takes a CPU no longer, however many groups there are.
+# Length up to which the matrix is not slower on a CPU, for any number of groups.
 SHORT = 32
 
 
@@ -23,7 +23,7 @@ def toeplitz_product(call: ToeplitzCall) -> tuple[jax.Array]:
         return reference.toeplitz_product(call)
     groups = call.kernel.shape[1]
     size = 1 << (2 * length - 2).bit_length()
-    # Time is last: the transform would bring it there.
+    # The length is the last axis, where the transform needs it.
     kernel = call.kernel.T
     ahead, back = kernel[:, : kernel.shape[1] - length], kernel[:, kernel.shape[1] - length :]
     around = jnp.concatenate([back, jnp.zeros((groups, size - kernel.shape[1]), kernel.dtype), ahead], axis=1)
