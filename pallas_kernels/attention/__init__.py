@@ -89,8 +89,9 @@ def attention(
       score: a Python function (logits, head, query_position, key_position, *rows) -> logits, applied to the scaled
         logits before the bias and the mask: elementwise JAX arithmetic on broadcasting arrays and Python numbers.
         ``lambda x, *_: 50 * jnp.tanh(x / 50)`` is a soft cap; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
-        k)`` is ALiBi for 8 heads. ``head`` is that of the query. Differentiable in the logits, at any position, of keys
-        that are masked too. Create it once and reuse it: each new function compiles programs again.
+        k)`` is ALiBi for 8 heads. ``head`` is the query's head. It must be differentiable in the logits at all
+        positions, also at masked keys. Create it once and reuse it: programs are compiled again for each new function
+        object.
       causal: a query attends only to keys at positions up to its own.
       window: (left, right): only keys at positions from query - left to query + right; None is unbounded. With default
         positions the cost is linear in length when both sides are bounded.

@@ -31,7 +31,7 @@ from primitives.differentiation import differentiable
 
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
 # decay (batch or 1, groups, repeats, chunk, key_dim or 1) and value_decay (batch, groups, repeats, chunk, value_dim),
-# one of them or none; beside them starts (batch, chunk) or None. The state is (batch, groups, repeats, key_dim,
+# one of them or none; besides them starts (batch, chunk) or None. The state is (batch, groups, repeats, key_dim,
 # value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 

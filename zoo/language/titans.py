@@ -37,7 +37,7 @@ class TitansConfig(CausalConfig):
       memory_depth, momentum, forget: number of matrices of the memory (1 is a linear memory), whether past surprise is
         accumulated, and whether the memory decays; None keeps the setting of ``memory``.
       segment: tokens of a segment; MAC only.
-      window: tokens that attention sees; MAG and MAL only.
+      window: tokens that a token attends to, itself included; MAG and MAL only.
       chunk: tokens whose gradients are taken at the same memory weights; None is 16, or the segment for MAC.
       persistent: number of learned tokens that attention and memory read before the sequence.
       conv_size: as in :class:`layers.NeuralMemory`.

@@ -2,9 +2,9 @@
 values, and of a bias.
 
 For each block of queries (or keys) a kernel iterates over a list of blocks of the other side, which is read by scalar
-prefetch. The kernel for keys and values computes the logits transposed, so that numbers of queries are rows and no
-product needs a transpose. The kernel for the bias visits all blocks: a bias is at least as large as the logits of one
-row of the batch.
+prefetch. The kernel for keys and values computes the logits transposed, so that numbers per query are row vectors and
+no product needs a transpose. The kernel for the bias visits all blocks: a bias is at least as large as the logits of
+one row of the batch.
 """
 
 from __future__ import annotations
@@ -212,7 +212,9 @@ def _query_layout(
 
 
 def _cost(options: Options, products: int, q: jax.Array, v: jax.Array, arrays: Any) -> pl.CostEstimate:
-    """The cost of visiting all lists of every head, with ``products`` products of each of the widths of q and v."""
+    """The cost of visiting all lists of every head, with ``products`` matrix products in all, each counted with the
+    mean of the widths of q and v.
+    """
     pairs = options.visits * options.block_q * options.block_k * q.shape[0] * q.shape[1]
     moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
     width = q.shape[3] + v.shape[3]
