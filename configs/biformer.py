@@ -1,9 +1,9 @@
 """BiFormer (L. Zhu et al., arXiv:2303.08810).
 
-The ImageNet-1k recipe is the paper's (section 4.1), its details from the training arguments in the
-authors' repository (rayleizhu/BiFormer: configs/train_args.yaml, main.py and the README's command):
-300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3 (5e-4 for each 512 images), weight
-decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic depth 0.1, 0.15 and 0.4.
+The ImageNet-1k recipe is the paper's (section 4.1), its details from the training arguments in the authors' repository
+(rayleizhu/BiFormer: configs/train_args.yaml, main.py and the README's command): 300 epochs at 224 pixels, AdamW, batch
+1024, peak learning rate 1e-3 (5e-4 for each 512 images), weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up,
+stochastic depth 0.1, 0.15 and 0.4.
 
 Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors keep but do
 not evaluate; 10 epochs of cool-down at the final learning rate. Not supported: repeated augmentation (an epoch of three

@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al., 2019). Its settings are our choice, as the paper states none.
 
-The learning rates of the released sizes are those of GPT-3 (T. Brown et al., arXiv:2005.14165, table 2.1)
-for models of their size, which assume half a million tokens a step.
+The learning rates of the released sizes are those of GPT-3 (T. Brown et al., arXiv:2005.14165, table 2.1) for models of
+their size, which assume half a million tokens a step.
 """
 
 from __future__ import annotations

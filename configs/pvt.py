@@ -1,9 +1,9 @@
 """PVT v2 (W. Wang et al., arXiv:2106.13797).
 
-The ImageNet-1k recipe is the paper's (section 4.1), its details from the authors'
-repository (whai362/PVT: classification/configs/pvt_v2): 300 epochs at 224 pixels, AdamW, batch 1024, peak
-learning rate 1e-3, weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up; stochastic depth 0.1 up
-to b2 and 0.3 from b3 on, for which gradients are clipped at 1.
+The ImageNet-1k recipe is the paper's (section 4.1), its details from the authors' repository (whai362/PVT:
+classification/configs/pvt_v2): 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3, weight decay 0.05,
+cosine to 1e-5 after 5 epochs of warm-up; stochastic depth 0.1 up to b2 and 0.3 from b3 on, for which gradients are
+clipped at 1.
 
 Not supported: repeated augmentation (an epoch of three views each of a third of the images).
 """

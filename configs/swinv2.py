@@ -1,8 +1,8 @@
 """Swin Transformer V2 (Z. Liu et al., arXiv:2111.09883).
 
 The ImageNet-1k recipe is Swin's (configs/swin.py) at 256 pixels, as in the authors' repository
-(microsoft/Swin-Transformer: configs/swinv2): stochastic depth 0.2, 0.3 and 0.5. Large was pretrained on
-ImageNet-22k and has no recipe here.
+(microsoft/Swin-Transformer: configs/swinv2): stochastic depth 0.2, 0.3 and 0.5. Large was pretrained on ImageNet-22k
+and has no recipe here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The baseline decoder (zoo/language/transformer.py). Its settings are our choice.
 
-The learning rates of the large sizes are those of GPT-3 (T. Brown et al., arXiv:2005.14165, table 2.1)
-for models of their size, which assume half a million tokens a step.
+The learning rates of the large sizes are those of GPT-3 (T. Brown et al., arXiv:2005.14165, table 2.1) for models of
+their size, which assume half a million tokens a step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Vision Transformer (A. Dosovitskiy et al., arXiv:2010.11929), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
 The ImageNet-1k recipe is table 9 of DeiT, its details from the arguments in the authors' repository
-(facebookresearch/deit: main.py): 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3
-(5e-4 for each 512 images), weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic
-depth 0.1 for every size.
+(facebookresearch/deit: main.py): 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3 (5e-4 for each
+512 images), weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic depth 0.1 for every size.
 
 Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors keep but do
 not evaluate; 10 epochs of cool-down at the final learning rate. Not supported: repeated augmentation (an epoch of three

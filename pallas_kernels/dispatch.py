@@ -79,8 +79,8 @@ class Case:
 
     Attributes:
       name: unique within the op.
-      arrays: makes the op's array arguments, by name, in float64 from a numpy generator. Floating
-        arrays are differentiated.
+      arrays: makes the op's array arguments, by name, in float64 from a numpy generator. Floating arrays are
+        differentiated.
       options: the op's static arguments, by name.
     """
 

@@ -72,8 +72,8 @@ class Documents:
 
 
 def _along(tokens: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-    """(batch, tokens) reshaped to broadcast against ``x``: batch at axis 0, tokens at ``axis``; for axis 0,
-    (batch, 1).
+    """(batch, tokens) reshaped to broadcast against ``x``: batch at axis 0, tokens at ``axis``; for axis 0, (batch,
+    1).
     """
     shape = [1] * x.ndim
     shape[axis], shape[0] = tokens.shape[1], tokens.shape[0]

@@ -39,8 +39,8 @@ def splits_heads() -> bool:
 
 
 def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
-    """The mesh axes and their sizes that no surrounding ``jax.shard_map`` has made manual, or those of the
-    given kinds.
+    """The mesh axes and their sizes that no surrounding ``jax.shard_map`` has made manual, or those of the given
+    kinds.
     """
     kinds = kinds or (AxisType.Auto, AxisType.Explicit)
     return {

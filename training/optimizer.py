@@ -179,10 +179,10 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
         multipliers (pairs of a pattern and a factor, or a mapping), freeze, no_decay (patterns), options (of the optax
-        function), rounding ("master" or "stochastic", of parameters narrower than float32)``.
-        A pattern of ``freeze`` that begins with "!" unfreezes: ``("*", "!head.*")`` trains only the head. In a model
-        with adapters (``zoo.add_lora``) everything except adapters and heads is frozen before the first pattern.
-        Parameters with one dimension and those that the model's ``no_decay`` names are never decayed.
+        function), rounding ("master" or "stochastic", of parameters narrower than float32)``. A pattern of ``freeze``
+        that begins with "!" unfreezes: ``("*", "!head.*")`` trains only the head. In a model with adapters
+        (``zoo.add_lora``) everything except adapters and heads is frozen before the first pattern. Parameters with one
+        dimension and those that the model's ``no_decay`` names are never decayed.
 
     Raises:
       ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not

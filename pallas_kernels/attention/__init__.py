@@ -78,8 +78,8 @@ def attention(
 
     Args:
       q: (batch, q_length, heads, head_dim).
-      k: (batch, k_length, kv_heads, head_dim); kv_heads divides heads, and query head h reads
-        key-value head h // (heads // kv_heads).
+      k: (batch, k_length, kv_heads, head_dim); kv_heads divides heads, and query head h reads key-value head h //
+        (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same shape. Dimensions of size 1 are not expanded. Or a Python

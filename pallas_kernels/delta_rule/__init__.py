@@ -63,8 +63,8 @@ def delta_rule(
 
     Args:
       q: (batch, length, groups, key_dim).
-      k: (batch, length * steps, groups, key_dim); step j of token t is row t * steps + j. groups divides
-        heads, and head h reads group h // (heads // groups).
+      k: (batch, length * steps, groups, key_dim); step j of token t is row t * steps + j. groups divides heads, and
+        head h reads group h // (heads // groups).
       v: (batch, length * steps, heads, value_dim).
       beta: (batch, length * steps, heads), the step sizes.
       decay: the LOGARITHM of the factor on the state, <= 0; -inf forgets everything. (batch, length, heads), or (batch,

@@ -101,8 +101,8 @@ def depthwise_convolution(
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """``y + bias`` in y's dtype; the gradient of the bias, a sum over all positions, is computed in float32
-    or wider.
+    """``y + bias`` in y's dtype; the gradient of the bias, a sum over all positions, is computed in float32 or
+    wider.
     """
     wide = jnp.promote_types(y.dtype, jnp.float32)
     return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)

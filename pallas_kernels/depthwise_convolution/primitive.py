@@ -76,8 +76,8 @@ def _transpose(
 def _batch(
     operands: tuple[jax.Array, ...], axes: tuple[int | None, ...], *, geometry: Geometry, form: str, wanted: Part
 ) -> tuple[jax.Array, int]:
-    """Batching: further examples of the same kernel where only examples are mapped, further groups where
-    kernels are.
+    """Batching: further examples of the same kernel where only examples are mapped, further groups where kernels
+    are.
     """
     given = GIVEN[wanted]
     count = next(x.shape[axis] for x, axis in zip(operands, axes) if axis is not None)

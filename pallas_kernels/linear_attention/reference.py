@@ -17,8 +17,8 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     values = call.v.astype(wide)
 
     def factors(decay: jax.Array | None, axis: int) -> jax.Array:
-        """Factors of the state's keys or, along the other axis, its values: (batch, length, heads, dim or 1,
-        dim or 1).
+        """Factors of the state's keys or, along the other axis, its values: (batch, length, heads, dim or 1, dim or
+        1).
         """
         log = jnp.zeros((heads,), wide) if decay is None else decay.astype(wide)
         log = log if log.ndim == 4 else log[..., None]

@@ -81,8 +81,8 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
 
 
 def _constant(call: LinearCall) -> tuple[jax.Array, jax.Array] | None:
-    """The decays from the left and from the right if the call is not causal and they are constants per head,
-    else None.
+    """The decays from the left and from the right if the call is not causal and they are constants per head, else
+    None.
     """
     left, right = call.decay, call.decay if call.backward_decay is None else call.backward_decay
     if call.causal or left is None or right is None or left.ndim > 1 or right.ndim > 1:
@@ -177,8 +177,8 @@ _recurrence.define(_forward, _backward)
 
 
 def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
-    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), padded with zeros, which leave the
-    state unchanged.
+    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), padded with zeros, which leave the state
+    unchanged.
     """
     if x is None:
         return None

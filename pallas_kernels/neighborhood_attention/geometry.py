@@ -8,9 +8,9 @@ at
     clip(l - floor(k / 2), 0, L' - k)                         border "shift": every query has k keys
     l - floor(k / 2), without those outside the axis          border "masked"
 
-On a causal axis the leader is the last of the group, l = min(s floor(i / s) + s - 1, L' - 1), and the keys are
-max(l - k + 1, 0) to i. Axes are independent: a query attends to a key if it does so on every axis. All of this is
-computed in numpy while tracing.
+On a causal axis the leader is the last of the group, l = min(s floor(i / s) + s - 1, L' - 1), and the keys are max(l -
+k + 1, 0) to i. Axes are independent: a query attends to a key if it does so on every axis. All of this is computed in
+numpy while tracing.
 """
 
 from __future__ import annotations

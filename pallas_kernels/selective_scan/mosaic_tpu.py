@@ -131,8 +131,8 @@ _scan.define(_forward, _backward)
 
 
 def _at(matrix: jax.Array, t: Any) -> jax.Array:
-    """Column t of (state_dim, chunk): (state_dim, 1). By a selection, because lanes can't be sliced at a
-    dynamic index.
+    """Column t of (state_dim, chunk): (state_dim, 1). By a selection, because lanes can't be sliced at a dynamic
+    index.
     """
     return jnp.sum(jnp.where(lax.broadcasted_iota(jnp.int32, matrix.shape, 1) == t, matrix, 0.0), 1, keepdims=True)
 

@@ -3,10 +3,10 @@
     x = x + Mamba(RMSNorm(x))
 
 without a channel mixer: the gate inside the mixer takes its place, and two such blocks replace one transformer block.
-The residual stream is float32 for every compute dtype. Sizes are those of the models released as
-state-spaces/mamba-*; the size of ``mamba_nano`` is our choice. Longhorn (Liu et al., 2024, arXiv:2407.14207) is the
-same with another state space model as its mixer; the widths and depths of its sizes are Mamba's. Hybrids are made by
-pattern, as in ``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
+The residual stream is float32 for every compute dtype. Sizes are those of the models released as state-spaces/mamba-*;
+the size of ``mamba_nano`` is our choice. Longhorn (Liu et al., 2024, arXiv:2407.14207) is the same with another state
+space model as its mixer; the widths and depths of its sizes are Mamba's. Hybrids are made by pattern, as in
+``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
 """
 
 from __future__ import annotations
