@@ -140,8 +140,12 @@ class Refused(ValueError):
 
 
 class Op:
-    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic
+    """An op: its implementations in order of preference ("reference" is the specification), its cases and its realistic
     shapes.
+
+    Raises:
+      ValueError: an op of this name exists.
+
     """
 
     def __init__(

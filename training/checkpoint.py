@@ -100,6 +100,10 @@ class Checkpoints:
       directory: the working directory.
       keep: how many of the newest states to keep.
       read_only: never write or clean up.
+
+    Raises:
+      ValueError: ``keep`` is below 1.
+      CheckpointError: the folder can't be written, or with ``read_only`` does not exist.
     """
 
     def __init__(self, directory: Path, keep: int = 3, *, read_only: bool = False) -> None:

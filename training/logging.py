@@ -81,7 +81,11 @@ class Log:
                 self._events.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Records the figures of ``split`` at ``step``."""
+        """Records the figures of ``split`` at ``step``; figures that are not finite are null in metrics.jsonl.
+
+        Raises:
+          OSError: the record can't be written.
+        """
         if not self._leads:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN

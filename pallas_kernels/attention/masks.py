@@ -31,7 +31,7 @@ _FAR = 2**30
 
 
 class Pattern:
-    """A mask that is data."""
+    """A mask that is data: subclasses are frozen dataclasses that define ``__call__``."""
 
     def __call__(self, q: Any, k: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not say what it allows")

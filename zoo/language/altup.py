@@ -58,6 +58,11 @@ class AltUpT5(T5):
         return c.features * (1 if c.recycled else c.streams)
 
     def make_block(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        """T5's block, wrapped by AltUp and, where it applies, Sequence-AltUp.
+
+        Raises:
+          ValueError: an unknown ``turns``.
+        """
         c, index = self.config, place.index or 0
         if c.turns not in ("alternating", "same"):
             raise ValueError(f'turns is "alternating" or "same", got {c.turns!r}')

@@ -54,6 +54,11 @@ class LongRangeArena(Encoder):
     config: LongRangeArenaConfig
 
     def own_mixer(self, place: Place) -> MixerSpec:
+        """Attention whose heads share ``qkv_features``.
+
+        Raises:
+          ValueError: ``qkv_features`` is not divisible by ``num_heads``.
+        """
         c = self.config
         width = c.qkv_features or c.features
         if width % c.num_heads:

@@ -163,6 +163,11 @@ class PointerNetwork(Model):
         return "lstm"
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
+        """A causal mixer.
+
+        Raises:
+          ValueError: the mixer is not causal, or its state grows with the length.
+        """
         mixer = create_mixer(self.mixer_spec(place), self.config.features, causal=True, place=place, rngs=rngs)
         sizes = [jax.tree.map(jnp.shape, jax.eval_shape(lambda n=n: mixer.init_state(1, n))) for n in (128, 256)]
         if sizes[0] != sizes[1]:

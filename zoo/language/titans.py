@@ -56,6 +56,11 @@ class TitansConfig(CausalConfig):
     tied: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+          ValueError: an unknown ``joined``.
+        """
         if self.joined not in ("mac", "mag", "mal", "lmm"):
             raise ValueError(f'Titans: joined is "mac", "mag", "mal" or "lmm", got {self.joined!r}')
 
