@@ -145,7 +145,6 @@ class Op:
 
     Raises:
       ValueError: an op of this name exists.
-
     """
 
     def __init__(

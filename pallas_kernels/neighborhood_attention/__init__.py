@@ -107,7 +107,6 @@ def neighborhood_scores(q: jax.Array, k: jax.Array, **window: Any) -> jax.Array:
 
     Raises:
       ValueError: sizes that do not fit the grid.
-
     """
     return xla.scores(q, k, grid_of(q.shape[1:-2], **window))
 
@@ -119,7 +118,6 @@ def neighborhood_average(weights: jax.Array, v: jax.Array, **window: Any) -> jax
 
     Raises:
       ValueError: sizes that do not fit the grid.
-
     """
     axes = grid_of(v.shape[1:-2], **window)
     return xla.average(weights, v, axes).astype(v.dtype)
