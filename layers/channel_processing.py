@@ -51,6 +51,12 @@ class ChannelProcessing(Mixer):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        hidden: hidden features of the MLP.
+        num_heads: number of groups of channels, each with its own mean channel and temperature.
+        use_bias: bias of W.
+        dropout: dropout rate inside and after the MLP.
+        """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         init, conv = truncated_normal(0.02), variance_scaling(2.0, "fan_in", "normal")
         self.temperature = nnx.Param(ones(None, (num_heads,), param_dtype))

@@ -42,6 +42,10 @@ class ClassBlock(Module):
     ):
         """Args:
         use_bias: biases of queries, keys and values.
+        num_heads: heads of the class attention.
+        mlp_ratio: hidden features of the MLP / features.
+        activation: activation of the MLP.
+        norm, norm_epsilon: norms of both branches.
         layer_scale: initial value of the per-feature factors of both branches, None for none.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

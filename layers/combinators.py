@@ -44,7 +44,11 @@ class Around(Mixer):
 
 @register_mixer("row_major")
 class RowMajor(Around):
-    """Passes a grid to a mixer of sequences as tokens in row-major order, with ``tokens.grid`` set."""
+    """Passes a grid to a mixer of sequences as tokens in row-major order, with ``tokens.grid`` set.
+
+    Args:
+      inner: spec of a mixer of sequences.
+    """
 
     layouts = ("grid",)
 
@@ -234,6 +238,9 @@ class Scan2D(Mixer):
 
     VMamba (Liu et al., 2024, arXiv:2401.10166) calls the four orders cross-scan. Each order has its own parameters.
     Mixers that use positions get the rows and columns of the tokens in every order.
+
+    Args:
+      inner: spec of a causal mixer, of which four are made.
     """
 
     layouts = ("grid",)
@@ -290,7 +297,12 @@ class Scan2D(Mixer):
 
 @register_mixer("parallel")
 class Parallel(Mixer):
-    """Several mixers applied to the same tokens in parallel; the outputs are averaged."""
+    """Several mixers applied to the same tokens in parallel; the outputs are averaged.
+
+    Args:
+      branches: specs of the mixers.
+      causal: whether all of them must be causal.
+    """
 
     supports_causal = True
 

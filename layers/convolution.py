@@ -45,6 +45,13 @@ class CausalConvolution(Recurrent):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+          kernel_size: number of tokens that an output depends on, itself included.
+          use_bias: whether there is a bias.
+
+        Raises:
+          ValueError: ``kernel_size`` below 1.
+        """
         if kernel_size < 1:
             raise ValueError(f"CausalConvolution: kernel_size must be at least 1; got {kernel_size}")
         self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (kernel_size, 1, features), param_dtype))

@@ -36,6 +36,12 @@ class DepthwiseConv(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        kernel_size: tokens along each side of the kernel.
+        strides, dilation: stride and dilation along both sides.
+        padding: zeros around the map, or the name of a rule; see the class.
+        use_bias: whether there is a bias.
+        """
         self.kernel = nnx.Param(
             create_initializer(kernel_init)(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype)
         )

@@ -42,6 +42,9 @@ class LayerScale(Module):
     """
 
     def __init__(self, features: int, initial: float, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        """Args:
+        initial: initial value of all factors.
+        """
         del rngs  # unused: all layers have the same constructor arguments
         self.scale = nnx.Param(constant(initial)(None, (features,), param_dtype))
 

@@ -187,6 +187,7 @@ class MixtureOfExperts(Mixer):
           groups, chosen_groups: number of groups of experts, and how many of them, the best, a token chooses from; None
             for all.
           shared: number of shared experts, which are one MLP of their total hidden width, applied to all tokens.
+          activation: activation of the experts.
           form: "every" applies all experts to all tokens, "blocks" sorts the tokens by expert; None picks for each call
             the one that is likely faster. The result is the same.
           depth: number of blocks of the model, over which the loss is averaged.

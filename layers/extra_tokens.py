@@ -32,6 +32,9 @@ class ExtraTokens:
       count: number of extra tokens at each place; 0 changes nothing.
       place: before the others ("first"), after half of them ("middle"), after all ("last"), or, an integer n, after
         every n.
+
+    Raises:
+      ValueError: an unknown ``place``.
     """
 
     count: int

@@ -295,9 +295,7 @@ class VarianceScaling(Independent):
             return _spread(-math.sqrt(3) * std, math.sqrt(3) * std)
         if self.distribution == "normal":
             return _scaled(portable.normal, std)
-        return _scaled(
-            portable.truncated_normal, std / 0.87962566103423978
-        )  # the standard deviation after truncation
+        return _scaled(portable.truncated_normal, std / 0.87962566103423978)  # the standard deviation after truncation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,9 +101,7 @@ class LargeKernelConvolution(Mixer):
         """
         if kernel_size not in BRANCHES:
             known = ", ".join(map(str, BRANCHES))
-            raise ValueError(
-                f"kernel_size must be one of {known}, for which branches are defined; got {kernel_size}"
-            )
+            raise ValueError(f"kernel_size must be one of {known}, for which branches are defined; got {kernel_size}")
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.kernel_size, self.dtype = kernel_size, dtype
         self.large = NormedConvolution(features, kernel_size, merged=merged, **common)

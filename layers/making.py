@@ -154,9 +154,7 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     seconds: dict[str, str] = {}
 
     def visit(node: Any, name: str) -> None:
-        is_variable = (
-            nnx.Variable in type(node).__mro__
-        )  # many times faster than isinstance, which Flax overrides
+        is_variable = nnx.Variable in type(node).__mro__  # many times faster than isinstance, which Flax overrides
         if not is_variable and not isinstance(node, nnx.Pytree | list | tuple | dict):
             return
         if id(node) in firsts:

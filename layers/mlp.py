@@ -66,6 +66,13 @@ class MLP(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        hidden: hidden features.
+        activation: f.
+        norm: norm of the hidden features; None for none.
+        use_bias: biases of both layers.
+        dropout: dropout rate of the hidden features and of the output.
+        """
         common = {
             "use_bias": use_bias,
             "kernel_init": kernel_init,
@@ -114,6 +121,13 @@ class GatedMLP(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        hidden: hidden features.
+        activation: f.
+        norm: norm of the hidden features; None for none.
+        use_bias: biases of all layers.
+        dropout: dropout rate of the hidden features and of the output.
+        """
         common = {
             "use_bias": use_bias,
             "kernel_init": kernel_init,
@@ -162,6 +176,14 @@ class ConvMLP(Mixer):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        hidden: hidden features.
+        activation: f.
+        first_activation: g; None for the identity.
+        residual: whether the convolution is after the activation, with a residual connection.
+        response: whether the input of W2 is normalized by :class:`GlobalResponseNorm`.
+        dropout: dropout rate of the hidden features and of the output.
+        """
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.up = Linear(features, hidden, kernel_init=kernel_init, **common)
         self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
@@ -210,6 +232,11 @@ class GatedConvMLP(Mixer):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        hidden: hidden features.
+        activation: f.
+        dropout: dropout rate of the hidden features and of the output.
+        """
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.gate, self.up = (Linear(features, hidden, kernel_init=kernel_init, **common) for _ in range(2))
         self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)

@@ -114,8 +114,10 @@ class GatedRMSNorm(Module):
     ):
         """Args:
         groups: number of parts of the features, each with its own statistics.
+        use_scale: whether there is a ``scale``.
         gated: whether the gate is applied "before" or "after" the norm.
         activation: f.
+        epsilon: added to the mean square.
         """
         del rngs  # unused: all layers have the same constructor arguments
         self.scale = nnx.Param(ones(None, (features,), param_dtype)) if use_scale else None

@@ -39,6 +39,11 @@ class PatchEmbed(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        patch_size: side of a patch, pixels.
+        in_channels: channels of the images.
+        norm, norm_epsilon: norm of the tokens; None for none.
+        """
         self.kernel = nnx.Param(
             create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype)
         )
@@ -100,6 +105,10 @@ class PatchMerging(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        norm, norm_epsilon: the norm.
+        norm_first: whether the norm is before the linear layer.
+        """
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = create_norm(norm, 4 * in_features if norm_first else features, epsilon=norm_epsilon, **common)
         self.reduction = Linear(4 * in_features, features, use_bias=False, kernel_init=kernel_init, **common)
@@ -173,6 +182,13 @@ class ConvNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        kernel_size, strides, padding, groups: options of the convolution.
+        norm, norm_epsilon: the norm; None for none.
+        norm_first: whether the norm is before the convolution.
+        activation: the activation at the end; None for none.
+        use_bias: bias of the convolution.
+        """
         zeros_each_side = kernel_size // 2 if padding is None else padding
         self.conv = Conv(
             in_features,
@@ -245,6 +261,13 @@ class ConvStem(Sequential):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        in_channels: channels of the images.
+        widths: features of each convolution.
+        strides: strides of each convolution; None for 2 each.
+        norm: norm after each convolution.
+        activation: activation after each norm but the last.
+        """
         sizes = (in_channels, *widths)
         last = len(widths) - 1
         super().__init__(

@@ -244,6 +244,10 @@ class LearnedPositions(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        grid: rows and columns of the table.
+        antialias: as in :func:`resample_table`.
+        """
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), (*grid, features), param_dtype))
         self.antialias = antialias
 
@@ -276,6 +280,10 @@ class RelativePositionBias(Module):
     undecayed = ("table",)
 
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        """Args:
+        window: rows and columns of the window.
+        num_heads: number of heads.
+        """
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
         self.window = (window[0], window[1])
@@ -314,6 +322,12 @@ class ContinuousPositionBias(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        window: rows and columns of the window.
+        num_heads: number of heads.
+        pretrained_window: the window of pre-training, whose side scales the offsets; None for ``window``.
+        hidden: hidden features of the MLP.
+        """
         common: dict[str, Any] = {"kernel_init": truncated_normal(0.02), "param_dtype": param_dtype, "rngs": rngs}
         self.offset_up = Linear(2, hidden, **common)
         self.offset_down = Linear(hidden, num_heads, use_bias=False, **common)

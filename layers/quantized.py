@@ -52,7 +52,7 @@ def quantized_arrays(model: nnx.Module) -> dict[str, QuantizedArray]:
 
 
 def format_of(model: nnx.Module) -> str | None:
-    """"int8" or "bfloat16"; None for a model without quantized parameters."""
+    """ "int8" or "bfloat16"; None for a model without quantized parameters."""
     return next((array.format for array in quantized_arrays(model).values()), None)
 
 

@@ -128,6 +128,9 @@ class Stack(Module):
     ) -> tuple[Passed, list[Passed], Any]:
         """As :meth:`__call__`, but each output comes with what is known of its tokens; the third result is the last
         ``shared``, or None.
+
+        Raises:
+          ValueError: ``shared`` with reductions that do not reduce it too.
         """
         tokens, reductions = Tokens.of(tokens), self.reduced_after
         if shared is not None and not all(reduction.shares for reduction in reductions.values()):
@@ -172,9 +175,7 @@ class Stack(Module):
           ValueError: the stack has reductions, which need all tokens at once.
         """
         if self.reductions is not None:
-            raise ValueError(
-                "a stack that reduces tokens can't read in pieces: its reductions need all tokens at once"
-            )
+            raise ValueError("a stack that reduces tokens can't read in pieces: its reductions need all tokens at once")
         more = () if context is None else (context, context_mask)
         return tuple(block.init_state(batch_size, max_length, dtype, *more) for block in self)
 

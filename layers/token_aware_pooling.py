@@ -49,6 +49,7 @@ class TokenAwarePooling(Mixer):
         """Args:
           scales: number of neighborhood sizes, of which the first is the token itself.
           norm: norm of the pooled tokens; None for none.
+          norm_epsilon: epsilon of the norm.
           inner: the mixer of the pooled tokens.
 
         Raises:

@@ -58,6 +58,7 @@ class TokenLinear(Module):
         grid: rows and columns of the cells.
         inputs, outputs: number of hidden inputs or outputs; None for the cells of the grid.
         kernel_init: the default is normal with variance 1 / inputs.
+        bias_init: initializer of the bias.
         """
         cells = grid[0] * grid[1]
         shape = (inputs or cells, outputs or cells)
@@ -115,6 +116,7 @@ class TokenMLP(Mixer):
         grid: rows and columns of the matrices' cells.
         hidden: hidden tokens; None for one linear layer.
         activation: f.
+        dropout: dropout rate after the activation and after ``down``; unused by a single linear layer.
         """
         del features  # all features share the matrices
         common: dict[str, Any] = {
@@ -178,6 +180,7 @@ class SpatialGating(Mixer):
           activation: f.
           norm, norm_epsilon: norm of v.
           gate_init: initializer of W.
+          dropout: dropout rate of the hidden features and of the output.
 
         Raises:
           ValueError: the hidden features can't be split into two equal halves u and v.

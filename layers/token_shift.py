@@ -64,6 +64,7 @@ class ShiftedMLP(Recurrent):
     ):
         """Args:
         index, depth: index of the block and number of blocks, which determine the initial values of m.
+        hidden: hidden features.
         gated: RWKV-6's form.
         zero_init: ``down`` and ``gate`` are initialized to 0, as in the authors' code.
         """

@@ -64,6 +64,9 @@ class Augment:
       shear: maximum horizontal shear in either direction, as a fraction of the side.
       color_jitter: maximum relative change of brightness, contrast and saturation.
       rand_augment: in timm's notation, such as "rand-m9-mstd0.5-inc1"; "" for none.
+
+    Raises:
+      ValueError: an unknown ``fit``.
     """
 
     fit: str = "crop"

@@ -210,6 +210,9 @@ class Classification:
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross entropy with smoothed and mixed targets; "accuracy" is that for the class with the
         largest weight in each target.
+
+        Raises:
+          ValueError: the model does not report logits that ``aux_logits`` names.
         """
         erase_key, mix_key = jax.random.split(rngs)
         images = erase(self.normalized(batch["image"]), self._mixing.erasing, erase_key)

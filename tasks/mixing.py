@@ -25,6 +25,9 @@ class Mixing:
       switch: probability of CutMix rather than mixup, if both are on.
       mode: "batch" samples once for the batch, "element" for each image.
       erasing: probability of erasing a box of an image.
+
+    Raises:
+      ValueError: an unknown ``mode``.
     """
 
     mixup: float = 0.0

@@ -29,6 +29,11 @@ class SelectiveCopying(Procedural):
       test_length: the same for the test; None for ``length``.
       memorize: number of data tokens.
       vocab_size: filler 0, marker vocab_size - 1, and the data tokens between.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: ``memorize`` below 1, ``vocab_size`` below 4, or a length below ``memorize``.
     """
 
     def __init__(
@@ -78,6 +83,11 @@ class InductionHeads(Procedural):
         examples make learning faster. The lengths are log-uniform, the tokens after the question are random, and
         validation and test have exactly the full length.
       vocab_size: the special token is vocab_size - 1.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: ``vocab_size`` below 3, or lengths out of range.
     """
 
     shortest = 3
@@ -128,6 +138,11 @@ class Copying(Procedural):
       test_length: number of letters of test strings.
       letters: size of the alphabet, without the begin and copy tokens.
       shortest_string: number of letters of the shortest training string.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: ``shortest_string`` not from 1 to ``length``.
     """
 
     paper = (124,)
@@ -182,6 +197,12 @@ class MultiQueryRecall(Procedural):
       overwritten: number of keys, at most all, that are stored twice, with different values, of which the last counts.
         Pairs are then in random order, and each key is still queried once; chance is 1 / (pairs + overwritten), a guess
         among all values shown.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: fewer than 2 pairs, an odd or too small ``vocab_size``, ``overwritten`` not from 0 to ``pairs``, or a
+        length without room for pairs and queries.
     """
 
     def __init__(
@@ -236,6 +257,11 @@ class Passkey(Procedural):
       length: number of bytes of training and validation examples.
       test_length: number of bytes of test examples.
       digits: number of digits of the key.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: ``digits`` below 1, or a length without room for key and question.
     """
 
     vocab_size, chance = 256, 0.1

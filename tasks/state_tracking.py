@@ -58,6 +58,8 @@ class Parity(RunningProduct):
     Args:
       length: number of bits of training and validation.
       test_length: number of bits of the test.
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
     """
 
     def __init__(self, length: int = 40, test_length: int = 256, num_eval: int = 512, seed: int = 0):
@@ -79,6 +81,11 @@ class PermutationTracking(RunningProduct):
       length: number of permutations of training and validation.
       test_length: number of permutations of the test.
       group: "S3", "S4", "S5", "A4" or "A5".
+      num_eval: number of examples of validation, and of test.
+      seed: seed of all examples.
+
+    Raises:
+      ValueError: an unknown group (similar names are suggested).
     """
 
     def __init__(self, length: int = 32, test_length: int = 128, group: str = "A5", num_eval: int = 512, seed: int = 0):

@@ -94,6 +94,7 @@ class Hydra(Mixer):
         """Args:
           state_dim, expand, head_dim, groups, step_range, depth: as in :class:`layers.Mamba2`.
           conv_size: kernel size of the centered convolution, an odd number.
+          norm_epsilon: epsilon of the norm.
 
         Raises:
           ValueError: channels not divisible by ``head_dim``, heads not divisible by ``groups``, or an even

@@ -96,6 +96,7 @@ class Mamba2(Recurrent):
             tokens.
           depth: number of blocks of the model; the initial output projection is divided by its square root.
           use_bias, conv_bias: biases of the input and output projections, and of the convolution.
+          norm_epsilon: epsilon of the norm.
 
         Raises:
           ValueError: an unknown initialization, channels not divisible by ``head_dim``, or heads not divisible by

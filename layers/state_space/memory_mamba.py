@@ -258,4 +258,3 @@ class MemoryMamba(Mamba):
         weights = jax.nn.softmax(jnp.where(below.known, logits * self.note_dim**-0.5, -1e30), axis=-1)
         weights = jnp.where(below.known, weights, 0)
         return jnp.einsum("blg,blgn->bln", weights, below.found).astype(x.dtype)
-

@@ -67,7 +67,11 @@ class Released:
         self._size = size
 
     def source(self, split: str) -> _Images:
-        """Returns the images of a split."""
+        """Returns the images of a split.
+
+        Raises:
+          ValueError: there is no such split.
+        """
         if split not in _PARTS:
             raise ValueError(unknown("split", split, _PARTS))
         low, high = (int(part * len(self._files)) for part in _PARTS[split])
