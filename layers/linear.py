@@ -23,7 +23,7 @@ from primitives import sequence
 
 
 def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
-    """Inputs and kernel in the compute dtype; the bias, which all rows share, in float32: see :mod:`layers.broadcast`."""
+    """Inputs and kernel in the compute dtype; the bias, which rows share, in float32: see :mod:`layers.broadcast`."""
     *operands, bias = arrays
     return *promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), None if bias is None else widened(bias)
 
