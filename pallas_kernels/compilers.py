@@ -178,7 +178,7 @@ def _known(device: str) -> Device:
 
 
 def _remedy(package: str, device: str) -> str:
-    return f"{package} is not installed, without which nothing compiles for {device}; pip install -e '.[compile]'"
+    return f"{package} is not installed, which compiling for {device} requires; pip install -e '.[compile]'"
 
 
 def _ptxas() -> bool:

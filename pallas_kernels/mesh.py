@@ -56,7 +56,7 @@ def objection(call: Call) -> str | None:
         *(name for name in _parts() if name not in (*sequence.row_axes(), *HEAD_AXES)),
     ]
     if others:
-        return f"the mesh splits along {others[0]!r} what a kernel needs whole; call it inside jax.shard_map"
+        return f"the mesh splits along {others[0]!r} arrays that a kernel needs whole; call it inside jax.shard_map"
     axes = _axes(sequence.row_axes())
     count = _count(axes)
     rows = max(

@@ -96,8 +96,8 @@ def _load(value: str) -> ConfigDict:
         raise ValueError(f"--config={value}: {path} is not Python: {error.msg}, line {error.lineno}") from error
     if not callable(getattr(module, "get_config", None)):
         raise ValueError(
-            f"--config={value}: {path} is not a config file, which defines get_config(); train.py alone lists those "
-            f"there are"
+            f"--config={value}: {path} is not a config file: it does not define get_config(); train.py without "
+            f"arguments lists the config files"
         )
     return module.get_config(argument) if argument else module.get_config()
 

@@ -122,7 +122,7 @@ def check(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in layers.list_mixers() and name in zoo.list_models():
-            raise ValueError(f"{name} is a model: what is compared are mixers; layers.list_mixers() lists them")
+            raise ValueError(f"{name} is a model, and this compares mixers; layers.list_mixers() lists them")
         layers.mixer_class(name)
 
 

@@ -30,7 +30,7 @@ def _objection(call: AttentionCall) -> str | None:
     if (reason := sequence.objection(call.q.shape[1])) is not None:
         return reason
     if call.q.shape[1] != call.k.shape[1]:
-        return "queries and keys are not of one sequence"
+        return "queries and keys have different lengths"
     tables = ("relative_bias", "relative_weight", "relative_keys")
     given = [
         name
@@ -41,7 +41,7 @@ def _objection(call: AttentionCall) -> str | None:
         singular = ("bias", "score", "relative_bias", "relative_weight")
         return f"{given[0]} {'is' if given[0] in singular else 'are'} given"
     if call.mask is not None and (call.mask.shape[1] != 1 or call.mask.shape[2] != 1):
-        return "the mask is not one of keys"
+        return "the mask is not one of keys alone"
     return None
 
 

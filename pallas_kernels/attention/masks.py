@@ -34,7 +34,7 @@ class Pattern:
     """A mask that is data: subclasses are frozen dataclasses that define ``__call__``."""
 
     def __call__(self, q: Any, k: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} does not say what it allows")
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def __and__(self, other: Mask) -> AllOf:
         return AllOf((self, other))

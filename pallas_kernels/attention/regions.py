@@ -158,7 +158,7 @@ def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall)
     without routes.
     """
     if call.score is not None and call.routes is not None and call.routes.shape[1] > 1:
-        return "heads with routes of their own take turns, in which a score can't know its head"
+        return "heads with their own routes are computed in a loop, in which a score's head is not static"
     answers: list[str | None] = []
 
     def attend(part: AttentionCall) -> tuple[Any, ...]:

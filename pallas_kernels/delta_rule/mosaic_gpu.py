@@ -73,7 +73,7 @@ def objection(call: DeltaCall) -> str | None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return (
-            "its products take bfloat16 (the range of float16 is short for states); "
+            "its products take bfloat16 (the range of float16 is too small for states); "
             f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
         )
     if q.shape[1] == 1:

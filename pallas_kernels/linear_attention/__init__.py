@@ -184,7 +184,7 @@ def _check_options(
             f"{backward_decay.shape}"
         )
     if exclusive and not causal:
-        raise ValueError("linear_attention: exclusive reads tokens before the own one, and needs causal=True")
+        raise ValueError("linear_attention: exclusive reads only earlier tokens and needs causal=True")
     if bonus is not None and (not exclusive or bonus.shape != (v.shape[2], key_dim)):
         raise ValueError(
             f"linear_attention: bonus must be (heads, key_dim) = {(v.shape[2], key_dim)}, with exclusive=True; got "

@@ -59,7 +59,7 @@ def objection(call: LinearCall) -> str | None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return (
-            "its products take bfloat16 (the range of float16 is short for states); "
+            "its products take bfloat16 (the range of float16 is too small for states); "
             f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
         )
     if q.shape[1] == 1:
@@ -72,7 +72,7 @@ def objection(call: LinearCall) -> str | None:
     if call.decay is None and not call.causal:
         return "without decay and without causality there is no recurrence"
     if call.scale == 0:
-        return "a scale of 0 leaves nothing to divide the last state's cotangent by"
+        return "its gradient divides by the scale, which is 0"
     return None
 
 

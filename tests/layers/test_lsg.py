@@ -117,7 +117,7 @@ def test_other_models_are_refused() -> None:
         zoo.convert_to_lsg(zoo.create("albert_nano", features=16, num_heads=2), **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="takes a BERT or RoBERTa with its own attention"):
         zoo.convert_to_lsg(zoo.create("bert_tiny", **BERT, mixer="fourier_mixing"), **given)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="512 global tokens can't begin as positions 64 apart of 16"):
+    with pytest.raises(ValueError, match="512 global tokens can't be initialized from positions 64 apart of 16"):
         zoo.convert_to_lsg(zoo.create("bert_tiny", **BERT), **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="factor=3 must divide block=4"):
         layers.create_mixer("lsg_attention", 8, num_heads=2, block=4, factor=3, rngs=nnx.Rngs(0))

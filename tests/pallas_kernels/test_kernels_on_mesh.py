@@ -105,9 +105,9 @@ def test_arrays_of_other_axes(got: list[dict[str, Any]]) -> None:
             "8 rows can't be shared equally by the 6 devices of the mesh's data and fsdp",
         ),
         ({"tensor": 2}, AxisType.Auto, "8 rows are over 4"),
-        ({"data": 2, "sequence": 2}, AxisType.Auto, "the mesh splits along 'sequence' what a kernel needs whole"),
-        ({"data": 2, "mine": 2}, AxisType.Auto, "the mesh splits along 'mine' what a kernel needs whole"),
-        ({"data": 2}, AxisType.Explicit, "the mesh splits along 'data' what a kernel needs whole"),
+        ({"data": 2, "sequence": 2}, AxisType.Auto, "the mesh splits along 'sequence' arrays that a kernel needs"),
+        ({"data": 2, "mine": 2}, AxisType.Auto, "the mesh splits along 'mine' arrays that a kernel needs"),
+        ({"data": 2}, AxisType.Explicit, "the mesh splits along 'data' arrays that a kernel needs"),
     ],
 )
 def test_else_the_compiler_splits(

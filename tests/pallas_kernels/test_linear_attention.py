@@ -188,7 +188,7 @@ def test_low_precision_keeps_a_float32_state() -> None:
         ({"value_decay": (2, 5, 4, 8)}, "decay and value_decay are both given; drop one"),
         ({"decay": None, "value_decay": (2, 5, 4, 7)}, "value_decay must have v's shape"),
         ({"backward_decay": (2, 5, 4)}, "backward_decay needs causal=False"),
-        ({"causal": False, "exclusive": True}, "exclusive reads tokens before the own one, and needs causal=True"),
+        ({"causal": False, "exclusive": True}, "exclusive reads only earlier tokens and needs causal=True"),
         ({"bonus": (4, 8)}, "bonus must be (heads, key_dim) = (4, 8), with exclusive=True"),
     ],
 )

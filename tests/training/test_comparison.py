@@ -71,7 +71,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     [
         (["attenion", "--task=recall"], "unknown mixer 'attenion': did you mean 'attention'"),
         (["attention", "--task=recalls"], "unknown task to compare on 'recalls': did you mean 'recall'"),
-        (["biformer_tiny", "--task=digits"], "biformer_tiny is a model: what is compared are mixers"),
+        (["biformer_tiny", "--task=digits"], "biformer_tiny is a model, and this compares mixers"),
         (["attention", "bigbird", "--task=recall"], "bidirectional only"),
         (["attention", "--task=recall", "--seeds=a"], "--seeds=a: whole numbers separated by commas"),
         (["attention", "--task=recall", "--steps=0"], "--steps=0: at least 1"),

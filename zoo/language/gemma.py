@@ -110,7 +110,7 @@ def _global_every(config: Mapping[str, Any]) -> Any:
     if "full_attention" in kinds:
         period = kinds.index("full_attention") + 1
         if any((kind == "full_attention") != ((i + 1) % period == 0) for i, kind in enumerate(kinds)):
-            raise ValueError(f"layer_types={kinds!r}, in which full attention is not every so many blocks")
+            raise ValueError(f"layer_types={kinds!r}, in which full attention is not periodic")
     return period
 
 

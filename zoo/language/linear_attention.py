@@ -307,7 +307,7 @@ def _heads(config: Any) -> int | None:
     """
     heads = config.get("num_heads")
     if config.get("num_kv_heads") not in (None, heads):
-        raise ValueError(f"num_kv_heads={config['num_kv_heads']!r}: heads that share keys and values are not here")
+        raise ValueError(f"num_kv_heads={config['num_kv_heads']!r}: heads that share keys and values are not supported")
     return heads
 
 

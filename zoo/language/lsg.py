@@ -216,8 +216,8 @@ def _spread(rows: np.ndarray, count: int, stride: int) -> np.ndarray:
     step = len(rows) // count
     if not step or stride % step or count % (stride // step):
         raise ValueError(
-            f"{count} global tokens can't begin as positions {stride} apart of {len(rows)}: give another global_rows= "
-            f"or stride="
+            f"{count} global tokens can't be initialized from positions {stride} apart of {len(rows)}: give another "
+            f"global_rows= or stride="
         )
     chosen = rows[: count * step : step]
     return chosen.reshape(-1, stride // step, rows.shape[1]).swapaxes(0, 1).reshape(count, -1)

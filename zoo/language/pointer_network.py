@@ -230,7 +230,7 @@ class PointerNetwork(Model):
         if source.ndim != 3 or source.shape[-1] != self.config.in_features:
             raise ValueError(
                 f"the model takes points of {self.config.in_features} numbers, (batch, points, "
-                f"{self.config.in_features}), got the shape {source.shape}: in_features= is another number"
+                f"{self.config.in_features}), got the shape {source.shape}: in_features= sets another number"
             )
         if self.config.outputs is not None and source.shape[1] > self.config.outputs:
             raise ValueError(
@@ -274,7 +274,7 @@ class PointerNetwork(Model):
         """
         if context is None or context.keys.shape[0] != batch_size:
             raise ValueError(
-                "a pointer network points at a source of as many rows, which its state holds: "
+                "the state of a pointer network holds a source with as many rows: "
                 "model.init_state(batch_size, context=model.encode(points, mask), context_mask=mask)"
             )
         return PointerState(context.states, context.words, context.keys, _with_end(context_mask))

@@ -40,14 +40,14 @@ def objection(call: AttentionCall) -> str | None:
     if (reason := call.plain()) is not None:
         return reason
     if call.score is not None and mesh.splits_heads():
-        return "its score counts heads, which the mesh splits"
+        return "its score depends on the head, and the mesh splits heads"
     if call.segments is not None:
         return "segments are given, which its tiles don't compare"
     if call.routes is not None and not _lists_serve(call, call.routes):
         return regions.objection(objection, call)
     (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
-        return f"it multiplies float16 or bfloat16, the same for all, not {q.dtype}, {k.dtype} and {v.dtype}"
+        return f"it takes float16 or bfloat16, the same for q, k and v, not {q.dtype}, {k.dtype} and {v.dtype}"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
     if q_length < FEWEST_QUERIES:
@@ -57,7 +57,7 @@ def objection(call: AttentionCall) -> str | None:
     if any(x is not None and x.shape[2] > 1 for x in (bias, mask)):
         held = batch * heads * q_length * k_length * 4
         if held > GRADIENT_BYTES:
-            return f"what differs for each query and key, and its gradient, would take {held / 2**30:.1f} GiB"
+            return f"a bias or mask for each query and key, with its gradient, would take {held / 2**30:.1f} GiB"
     if heads != kv_heads and any(x is not None and x.shape[1] > 1 and x.shape[2] == 1 for x in (bias, mask)):
         return "a bias or mask of keys differs between heads that share keys"
     return hopper.objection()

@@ -44,11 +44,11 @@ def objection(call: AttentionCall) -> str | None:
     if (reason := call.plain()) is not None:
         return reason
     if call.score is not None and mesh.splits_heads():
-        return "its score counts heads, which the mesh splits"
+        return "its score depends on the head, and the mesh splits heads"
     if call.routes is not None and not _lists_serve(call, call.routes):
         return regions.objection(objection, call)
     if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
-        return "its bias is one for each query and key"
+        return "it takes only a bias for each query and key"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
     if not q.dtype == k.dtype == v.dtype:

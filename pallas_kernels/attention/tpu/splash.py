@@ -21,11 +21,11 @@ def objection(call: AttentionCall) -> str | None:
     """Why it does not support the call, or None."""
     q, k, v = call.q, call.k, call.v
     if not call.lacks("bias", "mask", "query_positions", "key_positions", "query_segments", "routes"):
-        return "its masks are known while tracing: no bias, mask, positions, segments or routes"
+        return "it takes only masks that are known while tracing: no bias, mask, positions, segments or routes"
     if (reason := call.plain()) is not None:
         return reason
     if not call.lacks("pattern", "score"):
-        return "its masks are causal or a window, and its logits plain"
+        return "it takes only causal masks and windows, and no score"
     if call.normalize != "softmax" or call.return_lse:
         return "it has softmax only, and its log-sum-exp has no gradient"
     q_length, k_length = q.shape[1], k.shape[1]
@@ -34,7 +34,7 @@ def objection(call: AttentionCall) -> str | None:
     if max(q.shape[3], v.shape[3]) > 256:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above 256"
     if not all(seen.all() for seen in blocks.band_seen(*call.reach, q_length, k_length)):
-        return "some queries attend nothing, or some keys are attended by none"
+        return "some queries attend to nothing, or some keys are not attended to"
     return tpu_objection(q, k, v)
 
 
