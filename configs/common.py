@@ -97,7 +97,7 @@ def run() -> ConfigDict:
             "ema": 0.0,  # decay of the averaged weights; 0 is off
             "dtype": "float32",  # of the computation
             "param_dtype": "float32",  # of the parameters; the optimizer's state is always float32
-            # What is computed again in the backward pass: nothing, dots, block, offload (layers/rematerialization.py).
+            # What is recomputed in the backward pass: nothing, dots, block, offload (layers/rematerialization.py).
             "remat": "nothing",
             "scan": False,
             "aux_losses": {},  # weights of losses that modules report, by name

@@ -109,9 +109,9 @@ def of_state(mesh: Mesh) -> NamedSharding:
 def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
     """Sharding of a parameter.
 
-    The rule for ``name`` in ``rules`` places the mesh axis ``tensor``. Without a rule, ``fsdp`` and then ``tensor``
-    each split the largest remaining axis of the parameter that they divide. Small parameters, and those that neither
-    divides, are replicated.
+    The rule for ``name`` in ``rules`` places the mesh axis ``tensor``. ``fsdp``, and without a rule then also
+    ``tensor``, splits the largest remaining axis of the parameter that it divides. Small parameters without a rule, and
+    those that neither divides, are replicated.
 
     Raises:
       ValueError: a rule splits an axis that its mesh axis does not divide, or has a different number of axes than the
