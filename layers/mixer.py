@@ -155,10 +155,15 @@ class Mixer(Module):
             begin at multiples of ``segment_multiple``.
         """
         tokens = self.checked(tokens)
-        self._check_aligned(tokens.segment_ids)
+        self.check_aligned(tokens.segment_ids)
         return self.mix(x, tokens, *beside)
 
-    def _check_aligned(self, segment_ids: jax.Array | None) -> None:
+    def check_aligned(self, segment_ids: jax.Array | None) -> None:
+        """Refuses documents that begin elsewhere than at multiples of ``segment_multiple``, where that can be seen.
+
+        Raises:
+          ValueError: they do.
+        """
         multiple = self.segment_multiple
         if segment_ids is None or multiple == 1 or isinstance(segment_ids, jax.core.Tracer):
             return

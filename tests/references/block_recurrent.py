@@ -122,7 +122,7 @@ def load() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _stand_in() -> None:
+def stand_in() -> None:
     """Modules that the layer imports and does not use."""
     import jax
 
@@ -138,7 +138,7 @@ def _stand_in() -> None:
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     sys.path.insert(0, str(clone))
-    _stand_in()
+    stand_in()
     import jax
     import jax.numpy as jnp
     from flax import traverse_util

@@ -10,6 +10,11 @@ Among the authors' configurations (google-research/meliad), 12 layers of 1024 fe
 counting the embedding and those of the recurrent state; with MLPs and heads of twice the size, 302M. According to the
 abstract they outperform a long-range Transformer-XL and run twice as fast.
 
+With ``feedback`` (the authors' Block Feedback) all other layers attend to the recurrent state too, with queries of their
+own (:mod:`layers.attention.state_reader`): to the state of the last recurrent layer, as the previous window left it. A
+lower layer then depends on what a higher one has read before, so that a text goes through all layers window by window,
+in one loop.
+
 The factor 16 is the square root of 256, the number of byte values: a token does not attend to itself, and its embedding
 must not be drowned out by what attention adds to the residual stream. (The authors divide the logits by it instead, and
 their embeddings start with a standard deviation of 1, not 1 / 16.) Differences: the other layers add the relative
@@ -20,12 +25,23 @@ position bias to the scaled scores, and start without a window of zeros. The siz
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from layers.attention.block_recurrent import Cell, Gate
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.block_recurrent import BlockRecurrentAttention, Cell, Gate
+from layers.attention.state_reader import StateReader
+from layers.block import Branch
 from layers.mixer import MixerSpec, Place
+from layers.module import collecting
+from layers.segmented import Piece, Step, read_on, read_whole
+from layers.tokens import Tokens, continued
 from pallas_kernels import masks
-from zoo.backbones.causal import Causal, CausalConfig, Mlp
+from zoo.backbones.causal import Causal, CausalConfig, CausalState, Mlp
+from zoo.backbones.model import last_of_quarters, mixers
 from zoo.registry import register_family
 
 
@@ -38,6 +54,7 @@ class BlockRecurrentTransformerConfig(CausalConfig):
       window, states: W, and the number of vectors in the recurrent state.
       gate, cell: the kind of the state's gate, "fixed" or "lstm", and of its cell, "skip", "dual" or "single".
       recurrent_layers: indices of the layers with a recurrent state; negative ones count from the end.
+      feedback: whether the other layers attend to the state of the last recurrent layer.
     """
 
     features: int = 1024
@@ -52,12 +69,128 @@ class BlockRecurrentTransformerConfig(CausalConfig):
     gate: Gate = "fixed"
     cell: Cell = "skip"
     recurrent_layers: tuple[int, ...] = (-3,)
+    feedback: bool = False
 
 
 class BlockRecurrentTransformer(Causal):
-    """The Block-Recurrent Transformer; names as in :class:`Causal`."""
+    """The Block-Recurrent Transformer; names as in :class:`Causal`, and ``blocks.N.feedback`` in layers that attend to
+    another layer's state.
+    """
 
     config: BlockRecurrentTransformerConfig
+
+    def __init__(self, config: BlockRecurrentTransformerConfig, *, rngs: nnx.Rngs):
+        """Raises:
+        ValueError: feedback without a recurrent layer, or with what is drawn or summed over all tokens of a text.
+        """
+        super().__init__(config, rngs=rngs)
+        if not config.feedback:
+            return
+        if not self._recurrent:
+            raise ValueError(
+                "feedback=True: no layer keeps a state that the others could read; leave recurrent_layers and the "
+                "mixers of these layers as they are, or feedback out"
+            )
+        whole = {"dropout": config.dropout, "drop_path": config.drop_path, "randomized": config.randomized is not None}
+        named = config.mlp if isinstance(config.mlp, str) or config.mlp is None else config.mlp.get("name")
+        whole["experts"] = named == "experts" or config.mlp_pattern is not None
+        if asked := [name for name, value in whole.items() if value]:
+            raise ValueError(
+                f"feedback=True reads a text window by window, in which nothing is drawn and no loss is summed: leave "
+                f"{asked[0]} out"
+            )
+
+    @property
+    def _recurrent(self) -> list[int]:
+        """The layers that keep a state."""
+        return [i for i, block in enumerate(self.blocks) if isinstance(block.mixer, BlockRecurrentAttention)]
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        branches = super().make_branches(place, rngs=rngs)
+        mixer = branches.pop("mixer")
+        if not self.config.feedback or isinstance(mixer, BlockRecurrentAttention):
+            return {"mixer": mixer, **branches}
+        c = self.config
+        heads: dict[str, Any] = {"num_heads": c.num_heads, "head_dim": c.head_dim or c.features // c.num_heads}
+        reader = StateReader(c.features, **heads, **place.dtypes, rngs=rngs)
+        # Part of the mixer's branch: it reads what that reads, and is added with it.
+        return {"mixer": mixer, "feedback": Branch(reader, norm=None, order="parallel"), **branches}
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        if not self.config.feedback:
+            return super().hidden(tokens, mask, positions, segment_ids)
+        return self._normed(self._through(*self._enter(tokens, Tokens(mask, positions, segment_ids)))[0])
+
+    def features(
+        self,
+        tokens: jax.Array,
+        indices: Sequence[int] | None = None,
+        mask: jax.Array | None = None,
+        *,
+        norm: bool = False,
+    ) -> list[jax.Array]:
+        if not self.config.feedback:
+            return super().features(tokens, indices, mask, norm=norm)
+        indices = last_of_quarters(len(self.blocks)) if indices is None else indices
+        found = self._through(*self._enter(tokens, Tokens(mask)), [i % len(self.blocks) for i in indices])[1:]
+        return [self._normed(x) for x in found] if norm else list(found)
+
+    def extend_hidden(
+        self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, CausalState]:
+        if not self.config.feedback:
+            return super().extend_hidden(tokens, state, mask, segment_ids)
+        places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
+        x, known = self._embed(tokens, places), Tokens(mask, segment_ids=segment_ids)
+        empty = None if segment_ids is None else self.blocks.init_state(len(x), dtype=x.dtype)
+        where = {"positions": places, "document": state.segment}
+        (x,), blocks, _ = read_on(self._step(empty), state.blocks, (x,), known, self.config.window, **where)
+        return self._normed(x), CausalState(blocks, length, segment)
+
+    def _through(self, x: jax.Array, known: Tokens, capture: Sequence[int] = ()) -> tuple[jax.Array, ...]:
+        """Whole rows through all layers: their outputs, and those of the layers ``capture``."""
+        for mixer in mixers(self.blocks):
+            if isinstance(mixer, StateReader):  # its rows are those of the windows that it is given
+                continue
+            mixer.checked(known)
+            mixer.check_aligned(known.segment_ids)
+        empty = self.blocks.init_state(*x.shape[:2], x.dtype)
+        return read_whole(self._step(empty, capture), empty, (x,), known, self.config.window)[0]
+
+    def _step(self, empty: Any, capture: Sequence[int] = ()) -> Step:
+        """How all layers read some tokens of one window.
+
+        Args:
+          empty: their states before a document; None where none begins.
+        """
+        layer = self._recurrent[-1]
+
+        def step(blocks: tuple[Any, ...], piece: Piece) -> tuple[Any, Any, tuple[()]]:
+            if (fresh := piece.fresh) is not None:
+                blocks = jax.tree.map(
+                    lambda new, old: jnp.where(fresh.reshape(-1, *(1,) * (new.ndim - 1)), new.astype(old.dtype), old),
+                    empty, blocks,
+                )  # fmt: skip
+            kept, (x,), known = blocks[layer]["mixer"], piece.arrays, Tokens(piece.real)
+            shared = kept.state_key, kept.state_value
+            with collecting():  # what is sown in a loop can't leave it
+                if not capture:
+                    x, blocks, _ = self.blocks.extend(x, blocks, known, shared=shared)
+                    return blocks, (x,), ()
+                found, new = [], []
+                for block, state in zip(self.blocks, blocks, strict=True):
+                    x, state, _ = block.extend(x, state, known, shared)
+                    found.append(x)
+                    new.append(state)
+            return tuple(new), (x, *(found[i] for i in capture)), ()
+
+        return step
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
