@@ -3,9 +3,9 @@ al., NeurIPS 2022, arXiv:2203.07852).
 
     y = W_o softmax(b q K_s^T) V_s          q of length 1, b a learned scale a head
 
-K_s and V_s are the recurrent block's keys and values of its state (:mod:`layers.attention.block_recurrent`), which all
-blocks share. The authors concatenate what heads find with what those of self attention find; here the two outputs are
-added, which is the same product.
+K_s and V_s are keys and values of the recurrent block's state (:mod:`layers.attention.block_recurrent`), which all
+other blocks share. The authors concatenate these heads with those of self-attention before one output projection; here
+each has its own and the outputs are added, which is the same function.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pallas_kernels import attention
 
 
 class StateReader(Mixer):
-    """Cross attention to the keys and values that blocks hand on, (batch, N, heads, head_dim) each. Every token sees
-    all of them: what may be handed on is the state before the first token.
+    """Cross-attention to the keys and values passed between blocks, (batch, N, heads, head_dim) each. Every token sees
+    all of them, so they must be those of the state before the first token.
 
     Parameters: ``query``, ``out`` (linear, no biases), ``scale`` (heads,).
     """
@@ -68,7 +68,7 @@ class StateReader(Mixer):
         return self.out(y.reshape(*x.shape[:2], -1)), beside[0]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> tuple[()]:
-        """Nothing: what it reads is another block's."""
+        """Empty: the state it attends to belongs to another block."""
         return ()
 
     def mix_next(self, x: jax.Array, state: tuple[()], tokens: Tokens, *beside: Any) -> Any:

@@ -10,10 +10,10 @@ Among the authors' configurations (google-research/meliad), 12 layers of 1024 fe
 counting the embedding and those of the recurrent state; with MLPs and heads of twice the size, 302M. According to the
 abstract they outperform a long-range Transformer-XL and run twice as fast.
 
-With ``feedback`` (the authors' Block Feedback) all other layers attend to the recurrent state too, with queries of their
-own (:mod:`layers.attention.state_reader`): to the state of the last recurrent layer, as the previous window left it. A
-lower layer then depends on what a higher one has read before, so that a text goes through all layers window by window,
-in one loop.
+With ``feedback`` (the authors' Block Feedback) all other layers attend to the recurrent state too, with queries of
+their own (:mod:`layers.attention.state_reader`): to the state of the last recurrent layer, as the previous window left
+it. A lower layer then depends on what a higher one has read before, so that a text goes through all layers window by
+window, in one loop.
 
 The factor 16 is the square root of 256, the number of byte values: a token does not attend to itself, and its embedding
 must not be drowned out by what attention adds to the residual stream. (The authors divide the logits by it instead, and
@@ -113,7 +113,7 @@ class BlockRecurrentTransformer(Causal):
         c = self.config
         heads: dict[str, Any] = {"num_heads": c.num_heads, "head_dim": c.head_dim or c.features // c.num_heads}
         reader = StateReader(c.features, **heads, **place.dtypes, rngs=rngs)
-        # Part of the mixer's branch: it reads what that reads, and is added with it.
+        # Part of the mixer's branch: same input, and the two outputs are added.
         return {"mixer": mixer, "feedback": Branch(reader, norm=None, order="parallel"), **branches}
 
     def hidden(
@@ -156,7 +156,7 @@ class BlockRecurrentTransformer(Causal):
     def _through(self, x: jax.Array, known: Tokens, capture: Sequence[int] = ()) -> tuple[jax.Array, ...]:
         """Whole rows through all layers: their outputs, and those of the layers ``capture``."""
         for mixer in mixers(self.blocks):
-            if isinstance(mixer, StateReader):  # its rows are those of the windows that it is given
+            if isinstance(mixer, StateReader):  # it gets one window at a time, of one document
                 continue
             mixer.checked(known)
             mixer.check_aligned(known.segment_ids)
