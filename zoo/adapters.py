@@ -1,7 +1,6 @@
-"""Saving and loading adapters: the parameters that LoRA trained, without the model, in a ``.safetensors`` file under
-our own names.
+"""Saving and loading LoRA adapters without the base model, in a ``.safetensors`` file under our own parameter names.
 
-A file holds the adapters, the heads that were trained with them, and the factor alpha / rank.
+A file holds the adapters, the heads that were trained with them, and the scale alpha / rank.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from zoo.sources import WeightsError
 
 
 def save_adapters(model: nnx.Module, path: str | Path) -> None:
-    """Writes the adapters and heads of ``model``.
+    """Writes the adapters and heads of ``model`` to ``path``.
 
     Raises:
-      WeightsError: the model has no adapters, or another suffix than .safetensors.
+      WeightsError: the model has no adapters, or the file's suffix is not .safetensors.
     """
     adapted = adapters(model)
     if not adapted:
@@ -44,13 +43,14 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
 
 
 def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
-    """Loads the adapters and heads of a file into ``model``, which holds the weights they were trained with; returns
-    it.
+    """Loads the adapters and heads of a file into ``model``, which must hold the base weights that they were trained
+    on, and returns it.
 
-    A head for another number of classes is replaced.
+    If the file's head has another number of classes, the model's head is replaced.
 
     Raises:
-      WeightsError: the file is missing, damaged, or of another model. The model is unchanged.
+      WeightsError: the file is missing, damaged or made for another model, or the model already has adapters. The model
+        is unchanged.
     """
     arrays, about = _read(Path(path))
     if adapters(model):
@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise WeightsError(f"{path} is damaged or no .safetensors file ({error}): get it again") from error
+        raise WeightsError(f"{path} is damaged or not a .safetensors file ({error}): get it again") from error
     if "scale" not in about:
         raise WeightsError(f"{path} holds no adapters of this zoo: zoo.load(model, path) reads whole models")
     return arrays, about

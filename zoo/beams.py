@@ -1,11 +1,11 @@
-"""Beam search: the likeliest continuations, kept a few at a time.
+"""Beam search: keeps the few most likely continuations at each step.
 
     live beams --extend--> log-probabilities of all their next tokens -> those that end join the finished, the best
     others live on
 
 The score of a continuation y of n tokens is log p(y) / n^length_penalty (Wu et al., Google's Neural Machine Translation
-System, 2016, section 7, without its constants, as transformers has it). The search ends where no live beam can still
-come among the finished, so that ending early changes no result.
+System, 2016, arXiv:1609.08144, section 7, without its constants, as in transformers). The search stops when no live
+beam can still rank among the finished ones, so stopping early does not change the result.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from zoo.prompts import Prompt, Stop
 
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """What a beam search found, the best first.
+    """The results of a beam search, the best first.
 
     Attributes:
-      tokens: (batch, beams, new) int32, the stop token the last; ``PAST_END`` after it.
-      lengths: (batch, beams) int32, the stop token counted.
-      scores: (batch, beams) float32, the log-probability over a power of the length; -inf where there were fewer
-        continuations.
-      texts: of the new tokens, where the prompts were texts, without the stop token.
+      tokens: (batch, beams, new) int32, up to and including the stop token; ``PAST_END`` after it.
+      lengths: (batch, beams) int32, including the stop token.
+      scores: (batch, beams) float32, log-probability / length ** length_penalty; -inf where fewer continuations were
+        found.
+      texts: the new tokens of each prompt and beam as text, without the stop token; None unless the prompts were texts.
     """
 
     tokens: np.ndarray
@@ -58,16 +58,16 @@ def beam_search(
     max_length: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Beams:
-    """Searches for the likeliest continuations of up to ``max_new_tokens`` tokens.
+    """Searches for the most likely continuations of up to ``max_new_tokens`` tokens.
 
     Args:
-      beams: continuations kept at each step, and returned; 1 is the likeliest token each time.
-      length_penalty: the power of the length by which scores are divided: above 0 it favors long ones.
-      stop: a token, or several, that ends a continuation. None: as :func:`zoo.generate`.
+      beams: how many continuations are kept at each step and returned for each prompt.
+      length_penalty: the exponent of the length in the score's denominator; values above 0 favor longer continuations.
+      stop: a token or several, each of which ends a continuation. None: as :func:`zoo.generate`.
       model, prompt, max_new_tokens, source, mask, source_mask, tokenizer, max_length, dtype: as :func:`zoo.generate`.
 
     Raises:
-      ValueError: as :func:`zoo.generate`, fewer than one beam, or a stop string.
+      ValueError: as :func:`zoo.generate`; also fewer than one beam, or a stop string.
     """
     if beams < 1:
         raise ValueError(f"beams is at least 1, not {beams}")
@@ -95,13 +95,13 @@ def beam_search(
 def _search(
     graph: Any, beams: int, new: int, arrays: Any, state: Any, logits: jax.Array, stops: jax.Array, penalty: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens (batch, beams, new) and scores (batch, beams) after prompts whose states and next logits (batch,
-    vocab_size) are given.
+    """Tokens (batch, beams, new) and scores (batch, beams) of the continuations of prompts whose states and next-token
+    logits (batch, vocab_size) are given.
     """
     model = generation._model(graph, arrays)
     batch, vocabulary = logits.shape
     row = jnp.arange(batch)[:, None]
-    candidates = min((1 + len(stops)) * beams, beams * vocabulary)  # as many as may end, and beams more
+    candidates = min((1 + len(stops)) * beams, beams * vocabulary)  # at most len(stops) * beams of them end
 
     def normalized(log_probability: jax.Array, length: Any) -> jax.Array:
         return log_probability / jnp.asarray(length, jnp.float32) ** penalty
@@ -112,7 +112,8 @@ def _search(
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         step, _, live, _, _, _, ended = carry
-        # Probabilities only fall: the most that a live beam may score, at the length that is best for it.
+        # Log-probabilities only decrease, so no live beam can score more than its present one at the shortest or
+        # longest length, whichever is better.
         most = jnp.maximum(normalized(live[:, 0], new), normalized(live[:, 0], step + 1))
         return (step < new) & jnp.any(most > ended[:, -1])
 
@@ -132,13 +133,13 @@ def _search(
         hidden, state = model.extend_hidden(last.reshape(-1, 1), state)
         return step + 1, tokens, live, model.logits(hidden[:, 0]), state, done, ended
 
-    # At first all beams are the prompt, of which one counts.
+    # All beams start as copies of the prompt, of which only the first counts.
     live = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf) * jnp.ones((batch, 1))
     empty, none = jnp.full((batch, beams, new), PAST_END, jnp.int32), jnp.full((batch, beams), -jnp.inf)
     state, logits = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), (state, logits))
     carry = (jnp.int32(0), empty, live, logits, state, empty, none)
     step, tokens, live, _, _, done, ended = jax.lax.while_loop(unfinished, body, carry)
-    # What has not met a stop counts with the length that there is; an early end has only worse ones left.
+    # Beams that met no stop token count at full length; after an early stop all live beams are worse than the results.
     whole = jnp.where(step == new, normalized(live, new), -jnp.inf)
     ended, done = best(jnp.concatenate([ended, whole], 1), jnp.concatenate([done, tokens], 1))
     return done, ended

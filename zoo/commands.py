@@ -1,7 +1,6 @@
-"""The commands of ``python -m zoo``, and how a command is run: ``mixer-zoo`` has these and those of training.
+"""The commands of ``python -m zoo`` and the code that runs a command; ``mixer-zoo`` adds the commands for training.
 
-A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for
-bad arguments.
+The exit status is 0 on success, 1 on failure, with one message on standard error, and 2 for bad arguments.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Command:
     """A command.
 
     Attributes:
-      about: what it does, in a line.
+      about: what it does, in one line.
       arguments: adds its arguments to a parser.
-      run: does it; an error addressed to the user is a ValueError or OSError.
+      run: runs it on parsed arguments; errors addressed to the user are a ValueError or OSError.
     """
 
     about: str
@@ -56,7 +55,7 @@ class Command:
 
 
 def deliberate(error: BaseException) -> bool:
-    """Whether an error is addressed to the user: the system's, or raised as a ValueError by this repository's code."""
+    """Whether an error is addressed to the user: an OSError, or a ValueError raised by this repository's code."""
     if isinstance(error, OSError):
         return True
     trace = error.__traceback__
@@ -67,8 +66,8 @@ def deliberate(error: BaseException) -> bool:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty
-    for nowhere.
+    """Caches compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR names another one or is
+    empty (no cache).
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(installation.caches()["compiled programs"]))
@@ -82,12 +81,12 @@ def main(
     """Runs the command that the arguments name.
 
     Args:
-      arguments: default those of the process.
-      commands: by name; default those of this module.
-      prog: how the user called it.
+      arguments: default: those of the process.
+      commands: by name; default: those of this module.
+      prog: the program's name in its messages.
 
     Raises:
-      SystemExit: with the message, where it can't be done; 2 for bad arguments.
+      SystemExit: with the message if the command fails; with 2 for bad arguments.
     """
     table = COMMANDS if commands is None else commands
     parser = Parser(prog=prog, description="Mixer Zoo: models of attention and token mixing.")
@@ -119,7 +118,7 @@ def _run(command: Command, options: argparse.Namespace) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except BrokenPipeError:  # whoever reads has enough, as `| head` has
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if not deliberate(error):
@@ -128,8 +127,8 @@ def _run(command: Command, options: argparse.Namespace) -> None:
 
 
 def _list_arguments(parser: Parser) -> None:
-    parser.add_argument("pattern", nargs="?", default="*", help='a name, or a pattern as "vit_*"')
-    parser.add_argument("--json", action="store_true", help="one JSON list of all that is known of them")
+    parser.add_argument("pattern", nargs="?", default="*", help='a name, or a pattern such as "vit_*"')
+    parser.add_argument("--json", action="store_true", help="one JSON list of everything known about them")
 
 
 def _list(given: argparse.Namespace) -> None:
@@ -140,7 +139,7 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def described(entry: Variant) -> dict[str, Any]:
-    """What is known of a model without making it, as JSON holds it."""
+    """What is known about a model without building it, in JSON types."""
     config: Any = entry.config
     takes = {field: getattr(config, field) for field in ("image_size", "vocab_size") if hasattr(config, field)}
     return {
@@ -164,7 +163,7 @@ def _model_arguments(parser: Parser, *, required: bool) -> None:
 
 def option_arguments(parser: Parser) -> None:
     """Adds ``--option``, which :func:`options_of` reads."""
-    use = "a hyper-parameter, as mixer=agent; may be given several times"
+    use = "a hyper-parameter, such as mixer=agent; may be given several times"
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=use)
 
 
@@ -172,7 +171,7 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     """The hyper-parameters that the command line gives.
 
     Raises:
-      ValueError: one without a value.
+      ValueError: an option without a value.
     """
     found = {}
     for text in given.option:
@@ -227,14 +226,14 @@ def _predict(given: argparse.Namespace) -> None:
         return
     if not hasattr(model.config, "image_size"):
         raise ValueError(
-            f"{model.variant} neither names images nor goes on with a text: call the model in Python with the tokens"
+            f"{model.variant} neither classifies images nor continues texts: call the model in Python with the tokens"
         )
     from tqdm import tqdm
 
     hidden = given.quiet or not sys.stderr.isatty() or len(given.inputs) <= given.batch_size
     for start in tqdm(range(0, len(given.inputs), given.batch_size), unit="batch", disable=hidden):
         batch = given.inputs[start : start + given.batch_size]
-        # A last batch that is smaller would be a second program.
+        # A smaller last batch would compile a second program.
         full = [*batch, *[batch[-1]] * (min(given.batch_size, len(given.inputs)) - len(batch))]
         for path, found in zip(batch, predict(model, full, batch_size=len(full), top_k=given.top_k), strict=False):
             _show(given, "image", path, "classes", found)
@@ -250,7 +249,7 @@ def _show(given: argparse.Namespace, kind: str, thing: str, what: str, found: li
 
 def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("input", metavar="INPUT", help="the file of an image, or a text")
-    parser.add_argument("output", type=Path, help="the file of the picture, as attention.png")
+    parser.add_argument("output", type=Path, help="the file of the picture, such as attention.png")
     _model_arguments(parser, required=False)
     parser.add_argument("--tokenizer", help="a tokenizer.json for a text; default: the run's, else bytes")
     use = (
@@ -258,7 +257,7 @@ def _draw_arguments(parser: Parser) -> None:
         "of them attends to; the clusters of a text's tokens"
     )
     parser.add_argument("--what", choices=("maps", "rollout", "routes", "clusters"), default="maps", help=use)
-    parser.add_argument("--region", type=int, help="whose routes; default: the middle one's")
+    parser.add_argument("--region", type=int, help="the region whose routes are drawn; default: the middle one")
 
 
 def _draw(given: argparse.Namespace) -> None:
@@ -285,7 +284,7 @@ def _draw(given: argparse.Namespace) -> None:
         if given.what == "maps":
             figure = draw_maps(found)
         elif is_image:
-            flow = attention_rollout(found)[0]  # which a model of one stage has
+            flow = attention_rollout(found)[0]  # models of several stages are refused here
             grid = model.extents[0]
             figure = draw_over_image(x[0], flow[0], grid, title="rollout to the first token")
         else:
@@ -303,8 +302,8 @@ def _export_arguments(parser: Parser) -> None:
     _model_arguments(parser, required=False)
     parser.add_argument("--form", default="stablehlo", help="stablehlo, which jax.export.deserialize reads")
     parser.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="shape of one input, without the batch")
-    parser.add_argument("--batch_size", type=int, help="of all calls; default: any")
-    parser.add_argument("--platforms", default=",".join(PLATFORMS), help="where it is to run")
+    parser.add_argument("--batch_size", type=int, help="the same for all calls; default: any")
+    parser.add_argument("--platforms", default=",".join(PLATFORMS), help="platforms that it can run on")
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -321,7 +320,7 @@ def _export(given: argparse.Namespace) -> None:
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("output", type=Path, help="a .safetensors or .npz file, replaced as a whole")
     _model_arguments(parser, required=True)
-    parser.add_argument("--naming", help="under which names; default the architecture's first, zoo for ours")
+    parser.add_argument("--naming", help="the names to write; default: the architecture's first; zoo: our own")
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -334,16 +333,18 @@ def _convert(given: argparse.Namespace) -> None:
 COMMANDS = {
     "list": Command("Lists the models.", _list_arguments, _list),
     "summary": Command(
-        "Says what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
+        "Shows what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
     ),
-    "predict": Command("Names what is on images, or the likeliest next tokens of texts.", _predict_arguments, _predict),
+    "predict": Command(
+        "Classifies images, or lists the most likely next tokens of texts.", _predict_arguments, _predict
+    ),
     "draw": Command(
         "Draws the attention, routes or clusters of a model over an image or a text.", _draw_arguments, _draw
     ),
     "export": Command("Writes a model as one file that runs without the zoo.", _export_arguments, _export),
     "convert": Command("Writes weights under other names.", _convert_arguments, _convert),
     "doctor": Command(
-        "Says what is installed, what is missing, and how to get it.", lambda _: None, lambda _: installation.doctor()
+        "Shows what is installed, what is missing, and how to get it.", lambda _: None, lambda _: installation.doctor()
     ),
 }
 """The commands by name."""

@@ -32,29 +32,29 @@ def create(
     shardings: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Makes a model, in evaluation mode: ``model.train()`` switches dropout, stochastic depth and batch statistics to
+    """Makes a model in evaluation mode; ``model.train()`` switches dropout, stochastic depth and batch statistics to
     training.
 
     Args:
-      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, or what
-        ``zoo.save_folder`` or ``zoo.push_to_hub`` wrote, which know their model.
-      weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a
-        released checkpoint ("in1k"); None leaves the parameters random. Where it was made for another
-        number of classes than ``num_classes``, the head stays random, with a notice.
+      name: one of ``zoo.list_models()``; may be None if ``weights`` is the working directory of a training run, or was
+        written by ``zoo.save_folder`` or ``zoo.push_to_hub``, which record the model.
+      weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a released
+        checkpoint ("in1k"); None leaves the parameters random. If the checkpoint has another number of classes than
+        ``num_classes``, the head stays random, with a warning.
       num_classes: classes of the head; None keeps the released number, or the run's; 0 leaves the head out.
       mixer: another token mixer: a name of ``layers.list_mixers()``, a dict with its options, or a callable.
       rngs: for the parameters; default ``nnx.Rngs(0)``.
       dtype: of the computation ("bfloat16" or a jnp dtype); parameters stay in ``param_dtype``.
       param_dtype: of the parameters; "file" keeps that of the weights.
-      shardings: given the abstract model, where its parameters live, by name: a model too large for one device is
-        made, and loaded, in parts.
+      shardings: a function of the abstract model that returns the sharding of each parameter, by name; with it a model
+        too large for one device is made, and loaded, in parts.
       **overrides: any hyper-parameter of the architecture.
 
     Raises:
-      ValueError: an unknown name, hyper-parameter or mixer (near ones are given), or weights that don't fit.
+      ValueError: an unknown name, hyper-parameter or mixer (similar ones are suggested), or weights that don't fit.
     """
     if on_hub(weights):
-        open_source(str(weights))  # first: an unreachable source is tried once, and reported as weights
+        open_source(str(weights))  # first, so that an unreachable source is tried once and reported as weights
     record = run_record(weights)
     if name is None:
         if record is None:
@@ -94,8 +94,8 @@ def create(
 
 
 def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Fields in which a model with weights that come with a description, or are released for images of another size,
-    differs from the variant, except those ``asked`` for."""
+    """Configuration fields in which the weights' model differs from the variant, by the description next to them or the
+    image size of a release, except those in ``asked``."""
     if not isinstance(weights, str | Path):
         return {}
     if (release := entry.release(str(weights))) is not None:
@@ -125,7 +125,7 @@ def _dtype(field: str, value: Any) -> Any:
 
 
 def create_abstract(name: str, **overrides: Any) -> Any:
-    """The model that :func:`create` makes of the same arguments, with ``jax.ShapeDtypeStruct`` for arrays.
+    """The model that :func:`create` makes from the same arguments, with ``jax.ShapeDtypeStruct`` for arrays.
 
     Raises:
       ValueError: an unknown name, hyper-parameter or mixer.
@@ -157,8 +157,8 @@ def _configured(
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
-    """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its
-    architecture's preferred one. A model of gray images has the mean over the colors.
+    """The preprocessing of a model (or of a model's name): that of the released checkpoint that it holds, else of the
+    architecture's preferred one. For a model of gray images, ``mean`` and ``std`` are averaged over the colors.
 
     Raises:
       ValueError: the model takes no images.

@@ -1,9 +1,9 @@
 """Descriptions of models next to their weights: the ``config.json`` of transformers, flash-linear-attention or timm,
 and the ``preprocessor_config.json`` of transformers, in a folder or on the hub.
 
-Weights do not show all that a model is: the epsilon of its norms, its activation, its number of heads, the names of its
-classes, how its images are prepared. A family's ``described`` maps our fields to those of transformers
-(:class:`zoo.registry.Variant`).
+Weights alone do not determine a model: they don't hold the epsilon of its norms, its activation, its number of heads,
+the names of its classes or the preprocessing of its images. A family's ``described`` maps our fields to those of
+transformers (:class:`zoo.registry.Variant`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Description:
     """What a ``config.json`` says.
 
     Attributes:
-      fields: of our configuration, with their values there.
-      class_names: of the head's classes, or none.
+      fields: fields of our configuration, with the values stated there.
+      class_names: names of the head's classes; empty if there are none.
       preprocess: fields of :class:`zoo.Preprocess`.
-      unread: further entries, which may matter and are not followed, by the file that has them.
+      unread: further entries that may matter and are not applied, by the file that has them.
     """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -35,11 +35,10 @@ class Description:
 
 
 def describe(entry: Variant, source: Any) -> Description:
-    """The description next to the weights at ``source``; empty where there is no such file, or it is of neither
-    library.
+    """The description next to the weights at ``source``; empty if there is no such file or it has another format.
 
     Raises:
-      WeightsError: it is damaged, or says something that models of this family can't be.
+      WeightsError: it is damaged, or describes a model that this family can't represent.
     """
     config = _read(source, "config.json")
     try:
@@ -70,7 +69,7 @@ def _read(source: Any, name: str) -> dict[str, Any]:
 
 
 def _of_transformers(entry: Variant, config: Mapping[str, Any]) -> Description:
-    one = config.get("vision_config") or config  # of two towers, the image tower
+    one = config.get("vision_config") or config  # the image tower of a two-tower model
     labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     names = tuple(labels[index] for index in sorted(labels))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
@@ -108,12 +107,12 @@ def _of_timm(entry: Variant, config: Mapping[str, Any]) -> Description:
 
 # PIL's filters by number.
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-# Processors that fit the shorter side where files give one number; the others make a square.
+# Processors for which a single number is the length of the shorter side; for the others it is a square's side.
 _SHORTER_SIDE = ("CLIP", "Bit", "ConvNext")
 
 
 def _of_processor(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Fields of :class:`zoo.Preprocess`, and what such preprocessing can't be."""
+    """Fields of :class:`zoo.Preprocess`, and the entries that have no equivalent there, by file."""
     if not config:
         return {}, {}
     unread = {name: config[name] for name in ("do_resize", "do_rescale") if not config.get(name, True)}
@@ -149,8 +148,8 @@ def _of_processor(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _side(size: Any, shorter: bool) -> tuple[int | None, bool]:
-    """Pixels of the side that images are resized to, and whether it is the shorter one; None where it is neither a
-    square nor that.
+    """The side in pixels that images are resized to, and whether it is the shorter one; None if the size is neither a
+    shorter side nor a square.
     """
     if isinstance(size, Mapping):
         if "shortest_edge" in size:

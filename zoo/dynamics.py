@@ -4,9 +4,9 @@ NeurIPS 2024, arXiv:2405.15731), eq. 2.
     h_t = L_t h_{t-1} + w_t        y_t = R_t h_{t-1} + d_t
 
 The paper writes linear attention, state space models and recurrent networks in this form, w_t = B_t u_t and R_t = C_t
-L_t, and compares them by it. Here it is what the derivative of one step is, so that nothing has to be derived for a
-mixer. Where the step is not linear in the state, as of an LSTM or of a memory that learns, it is the linearization at
-the states that the tokens lead to.
+L_t, and compares them by it. Here the matrices come from automatic differentiation of one step, so that no mixer needs
+a derivation of its own. Where the step is not linear in the state, as in an LSTM or a memory that learns at test time,
+the result is the linearization at the states that the tokens lead to.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from jax.flatten_util import ravel_pytree
 from pallas_kernels import dispatch
 
 LARGEST = 1 << 27
-"""Most numbers of all transitions: half a gigabyte."""
+"""The most numbers that all transition matrices together may have: half a gigabyte in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:
-    """What tokens do with the state of a mixer.
+    """The linear system of a mixer on given tokens.
 
     Attributes:
       transition: L, float32 (tokens, size, size).
       written: w, float32 (tokens, size).
       read: R, float32 (tokens, features, size): dy_t / dh_{t-1}.
-      parts: where the arrays of the state lie in h, by name.
-      linear: whether the next state is linear in the last one; else L is its derivative.
+      parts: the slice of h that holds each array of the state, by name.
+      linear: whether the next state is an affine function of the last one; else L is its derivative.
     """
 
     transition: np.ndarray
@@ -46,14 +46,15 @@ class Dynamics:
     linear: bool
 
     def eigenvalues(self) -> np.ndarray:
-        """Of each L, complex64 (tokens, size), the largest first: 1 keeps, 0 forgets, -1 alternates."""
+        """Eigenvalues of each L, complex64 (tokens, size), the largest magnitude first: 1 keeps, 0 forgets, -1
+        alternates."""
         values = np.linalg.eigvals(self.transition.astype(np.float64))
         order = np.argsort(-np.abs(values), axis=-1, kind="stable")
         return np.take_along_axis(values, order, axis=-1).astype(np.complex64)
 
     def influence(self) -> np.ndarray:
-        """How much of what a token wrote a later one reads, float32 (tokens, tokens): the norm of R_t L_{t-1} ...
-        L_{s+1} w_s, of tokens t down and s across.
+        """How much of what one token wrote a later token reads, float32 (tokens, tokens): the norm of R_t L_{t-1} ...
+        L_{s+1} w_s, with the reader t as row and the writer s as column.
         """
         tokens, size = self.written.shape
         found, kept = np.zeros((tokens, tokens), np.float32), np.zeros((size, 0))
@@ -64,19 +65,18 @@ class Dynamics:
 
 
 def dynamics(mixer: nnx.Module, x: Any, part: str | None = None) -> Dynamics:
-    """The linear system that a causal mixer is for the tokens ``x``.
+    """The linear system that a causal mixer implements on the tokens ``x``.
 
-    It costs as many backward passes a token as the state and the features have numbers.
+    It costs one backward pass per token for each number of the state and each feature.
 
     Args:
-      mixer: a causal mixer of sequences; read in evaluation mode with the reference of each op.
+      mixer: a causal mixer of sequences; run in evaluation mode with the reference implementation of each op.
       x: one example, (1, length, features).
-      part: the array of the state that h is, as "memory"; the others are those that the tokens lead to. None: all
-        arrays, those of short convolutions and of caches too.
+      part: the state's array to use as h, such as "memory"; the others take the values that the tokens lead to. None:
+        all arrays, including those of short convolutions and of caches.
 
     Raises:
-      ValueError: x is not one example, there is no such part, a state that is too large, or a mixer that can't be read
-        piece by piece.
+      ValueError: x is not one example, the part is unknown, the state is too large, or the mixer keeps no state.
     """
     x = jnp.asarray(x)
     if x.ndim != 3 or len(x) != 1:
@@ -119,7 +119,7 @@ def _steps(graphdef: nnx.GraphDef, moving: tuple[bool, ...], variables: nnx.Stat
     leaves, structure = jax.tree.flatten(mixer.init_state(1, max_length=x.shape[1]))
 
     def parted(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Those that h holds, as real numbers, and the others."""
+        """The leaves that h holds, as real numbers, and the others."""
         pairs = list(zip(leaves, moving, strict=True))
         return [_real(leaf) for leaf, moves in pairs if moves], [leaf for leaf, moves in pairs if not moves]
 

@@ -22,8 +22,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """Where an exported model runs unless fewer are asked for."""
 _KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 LIMIT = 2**31 - 2**20
-"""Bytes that one file of ``jax.export`` holds."""
-# Primitives that are a call of something outside StableHLO.
+"""The most bytes of weights that one file of ``jax.export`` can hold."""
+# Primitives that call something outside StableHLO.
 _CALLS = frozenset(
     (
         "pallas_call",
@@ -57,16 +57,16 @@ def export(
     ``jax.export.deserialize(data).call(x)`` runs them with JAX alone, and any program that reads StableHLO can.
 
     Args:
-      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, of an
-        encoder-decoder those of a source and of a target, to what the model returns.
+      model: takes float32 images (batch, height, width, channels) or int32 tokens (batch, length), an encoder-decoder
+        those of a source and of a target; the exported function returns what the model returns.
       form: "stablehlo".
-      input_shape: of one input, without the batch axis; default the model's own.
-      batch_size: of all calls; None leaves it open: any.
-      platforms: of "cpu", "cuda", "rocm" and "tpu", where it is to run; one file serves all.
+      input_shape: of one input, without the batch axis; default: the model's own.
+      batch_size: the same for all calls; None allows any.
+      platforms: those of "cpu", "cuda", "rocm" and "tpu" that it must run on; one file serves all.
 
     Raises:
-      ExportError: another form; no or unknown platforms; an operation that is a call of something outside StableHLO,
-        named; code that needs the size of the batch; or more weights than a file holds (2 GiB).
+      ExportError: an unknown form; no or unknown platforms; an operation that calls something outside StableHLO, which
+        is named; code that needs a concrete batch size; or more weights than a file can hold (2 GiB).
       ValueError: the model's input shape is unknown, or the model does not take what ``input_shape`` says.
     """
     if form != "stablehlo":
@@ -93,7 +93,7 @@ def export(
         copy.eval()
         return copy(*x)
 
-    if input_shape is not None:  # what the model does not take is its own error, and not one of exporting
+    if input_shape is not None:  # an input that the model refuses is the model's error, not one of exporting
         jax.eval_shape(forward, *[jax.ShapeDtypeStruct((1, *shape), dtype)] * input_count(model))
     given = [jax.ShapeDtypeStruct((batch, *shape), dtype)] * input_count(model)
     with dispatch.use("xla"), _told(batch_size is None):
@@ -107,10 +107,10 @@ def export(
 
 
 def serialized(exported: jax.export.Exported) -> bytes:
-    """The bytes of a file.
+    """The bytes of an exported model as a file.
 
     Raises:
-      ExportError: the package that writes them is missing.
+      ExportError: flatbuffers, the package that writes them, is missing.
     """
     try:
         return bytes(exported.serialize())
@@ -120,12 +120,12 @@ def serialized(exported: jax.export.Exported) -> bytes:
 
 @contextlib.contextmanager
 def _told(open_batch: bool) -> Iterator[None]:
-    """Turns what JAX says of a model that it can't export into an :class:`ExportError`."""
+    """Turns JAX's errors about a model that it can't export into an :class:`ExportError`."""
     try:
         yield
     except ExportError:
         raise
-    except Exception as error:  # the types are many: of symbolic sizes, of lowering, of custom calls
+    except Exception as error:  # of many types: symbolic sizes, lowering, custom calls
         said = " ".join(str(error).split())[:300]
         if open_batch:
             raise ExportError(
@@ -135,7 +135,7 @@ def _told(open_batch: bool) -> Iterator[None]:
 
 
 def _calls(jaxpr: Any) -> Iterator[str]:
-    """Names of the operations in a program that are calls of something outside StableHLO."""
+    """Names of the operations in a program that call something outside StableHLO."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = equation.primitive.name
         if name in _CALLS:

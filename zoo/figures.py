@@ -1,4 +1,4 @@
-"""Pictures of what :mod:`zoo.inspection` finds, by matplotlib; each is returned, ``figure.savefig(path)`` writes it."""
+"""Matplotlib figures of what :mod:`zoo.inspection` finds; each is returned, and ``figure.savefig(path)`` writes it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 COLORS = "magma"
-SIGNED_COLORS = "RdBu_r"  # of weights of either sign
-LABELED = 64  # positions of a sequence whose tokens are written below them
+SIGNED_COLORS = "RdBu_r"  # for weights of both signs
+LABELED = 64  # the longest sequence whose tokens are written below its positions
 
 
 def draw_maps(maps: Mapping[str, np.ndarray], *, example: int = 0) -> Figure:
-    """Attention weights as heat maps, the mean of the heads, one for each mixer: queries down, keys across.
+    """Heat maps of attention weights averaged over heads, one for each mixer: queries are rows, keys are columns.
 
-    Colors go by the square root, so that weak weights are seen beside strong ones. Where some are negative, as in-line
-    attention's may be, white is zero and blue is below it.
+    The color scale is a square root, so that weak weights show beside strong ones. If some weights are negative, as
+    in-line attention's may be, the scale is linear, white is zero and blue is negative.
 
     Args:
-      maps: of :func:`zoo.attention_maps`.
-      example: row of the batch, which of windows is a window.
+      maps: from :func:`zoo.attention_maps`.
+      example: row of the batch; for attention in windows, the number of a window.
 
     Raises:
       ValueError: no maps, or matplotlib is not installed.
@@ -46,12 +46,13 @@ def draw_maps(maps: Mapping[str, np.ndarray], *, example: int = 0) -> Figure:
 
 
 def draw_matrix(matrix: np.ndarray, title: str = "") -> Figure:
-    """What each token of a mixer's output takes from each of its input, as a heat map.
+    """A heat map of how much each output token of a mixer depends on each input token.
 
-    Its colors are logarithmic: what is under a ten-thousandth of the largest entry looks like nothing.
+    The color scale is logarithmic and ends at a ten-thousandth of the largest entry.
 
     Args:
-      matrix: of :func:`zoo.materialize`.
+      matrix: float32 (tokens out, tokens in), from :func:`zoo.materialize`.
+      title: of the figure.
 
     Raises:
       ValueError: matplotlib is not installed.
@@ -73,11 +74,11 @@ def draw_matrix(matrix: np.ndarray, title: str = "") -> Figure:
 
 
 def draw_over_image(image: np.ndarray, share: np.ndarray, grid: tuple[int, int], *, title: str = "") -> Figure:
-    """What reaches one token from each patch, over the image.
+    """How much of each patch reaches one token, drawn over the image.
 
     Args:
-      image: (height, width, channels) of any range, which is stretched.
-      share: (tokens,), as a row of :func:`zoo.attention_rollout`; prefix tokens come first and are left out.
+      image: (height, width, channels) of any range, which is rescaled.
+      share: (tokens,), such as a row of :func:`zoo.attention_rollout`; prefix tokens come first and are left out.
       grid: rows and columns of patches.
 
     Raises:
@@ -100,15 +101,15 @@ def draw_over_image(image: np.ndarray, share: np.ndarray, grid: tuple[int, int],
 def draw_routes(
     image: np.ndarray, routes: Mapping[str, np.ndarray], region: int | None = None, *, example: int = 0
 ) -> Figure:
-    """The regions that the tokens of one region attend to, over the image, for each mixer that routes.
+    """The regions that the tokens of one region attend to, drawn over the image, for each mixer that routes.
 
-    The asking region has a blue frame, those that it attends to have yellow ones, and all others are darkened. The map
-    is taken to be cut into regions evenly, without padding.
+    The query region has a blue frame, the regions that it attends to have yellow ones, and all others are darkened. The
+    map is assumed to be divided evenly into regions, without padding.
 
     Args:
-      image: (height, width, channels) of any range, which is stretched.
+      image: (height, width, channels) of any range, which is rescaled.
       routes: of ``zoo.capture(model, x, "routes")``: (batch, regions, chosen) int, regions in row-major order.
-      region: the one that asks; None is the middle one.
+      region: the query region; None is the middle one.
       example: row of the batch.
 
     Raises:
@@ -141,17 +142,17 @@ def draw_routes(
 def draw_clusters(
     members: Mapping[str, Any], tokens: Sequence[Any] | int, *, example: int = 0, head: int = 0
 ) -> Figure:
-    """Which tokens share a cluster, for each mixer that has some: clusters down, positions across.
+    """Which tokens share a cluster, for each mixer that has clusters: clusters are rows, positions are columns.
 
-    Tokens attend within their row. By balanced membership one may be in several rows or in none.
+    Tokens attend within their cluster. With balanced membership a token may be in several clusters or in none.
 
     Args:
       members: of ``zoo.capture(model, x, "members")``: for each mixer the cluster of each token, (batch, heads, length)
         int, or the positions that clusters hold, (batch, heads, clusters, places) int with ``length`` for an empty
         place, of queries and of keys.
-      tokens: what stands at each position, which is written there if there are few; or how many there are.
+      tokens: the token at each position, which is written there if there are few; or how many there are.
       example: row of the batch.
-      head: each has clusters of its own.
+      head: whose clusters; each head has its own.
 
     Raises:
       ValueError: no members, or matplotlib is not installed.
@@ -183,17 +184,17 @@ def draw_clusters(
 def draw_trees(
     image: np.ndarray, trees: Mapping[str, np.ndarray], grid: tuple[int, int], *, example: int = 0
 ) -> Figure:
-    """Trees of tokens over the image, one for each layer: a line from each token to its parent, darker the further it
-    is from the root, which has a star.
+    """Trees of tokens drawn over the image, one for each layer: a line from each token to its parent, darker the
+    further it is from the root, which is marked by a star.
 
     Args:
-      image: (height, width, channels) of any range, which is stretched.
-      trees: of :func:`zoo.dependency_trees`; prefix tokens there must be none.
+      image: (height, width, channels) of any range, which is rescaled.
+      trees: from :func:`zoo.dependency_trees`, of a model without prefix tokens.
       grid: rows and columns of tokens.
       example: row of the batch.
 
     Raises:
-      ValueError: no trees, other tokens than those of the grid, or matplotlib is not installed.
+      ValueError: no trees, a number of tokens that is not the grid's, or matplotlib is not installed.
     """
     _check_tokens("trees", trees, grid)
     figure, places = _figure(len(trees))
@@ -218,16 +219,16 @@ def draw_trees(
 def draw_fields_of_view(
     views: np.ndarray, grid: tuple[int, int], token: int | None = None, *, title: str = "head"
 ) -> Figure:
-    """What one token sees, by one picture for each head: the weights of its fields of view.
+    """What one token sees, one picture for each head: the weights of its fields of view.
 
     Args:
-      views: of one mixer in :func:`zoo.fields_of_view`, (heads, queries, keys).
+      views: (heads, queries, keys), one mixer's result of :func:`zoo.fields_of_view`.
       grid: rows and columns of tokens.
-      token: the one that asks, which has a cross; None is the middle one.
+      token: the query, marked by a cross; None is the middle token.
       title: of each picture, before the number of the head.
 
     Raises:
-      ValueError: other tokens than those of the grid, no such token, or matplotlib is not installed.
+      ValueError: a number of tokens that is not the grid's, no such token, or matplotlib is not installed.
     """
     _check_tokens("fields of view", {title: views}, grid)
     asking = _asking(token, grid)
@@ -247,19 +248,20 @@ def draw_connections(
     *,
     example: int = 0,
 ) -> Figure:
-    """The tokens that one token is connected with, over the image, for each mixer: the share of heads that connect
+    """The tokens that one token is connected to, drawn over the image, for each mixer: the share of heads that connect
     them.
 
     Args:
-      image: (height, width, channels) of any range, which is stretched.
-      connections: of ``zoo.capture(model, x, "connections")``: bool (batch, heads, tokens of the grid, tokens), of
-        which prefix tokens come first and are left out.
+      image: (height, width, channels) of any range, which is rescaled.
+      connections: of ``zoo.capture(model, x, "connections")``: bool (batch, heads, tokens of the grid, tokens); prefix
+        tokens come first on the last axis and are left out.
       grid: rows and columns of tokens.
-      token: the one that asks, in row-major order, which has a blue frame; None is the middle one.
+      token: the query, in row-major order, marked by a blue frame; None is the middle token.
       example: row of the batch.
 
     Raises:
-      ValueError: no connections, other tokens than those of the grid, no such token, or matplotlib is not installed.
+      ValueError: no connections, a number of tokens that is not the grid's, no such token, or matplotlib is not
+        installed.
     """
     own = {name: np.asarray(seen)[min(example, len(seen) - 1)] for name, seen in connections.items()}
     _check_tokens("connections", own, grid)
@@ -277,10 +279,10 @@ def draw_connections(
 
 
 def draw_receptive_fields(fields: Mapping[str, np.ndarray]) -> Figure:
-    """Effective receptive fields as heat maps, each relative to its largest pixel; colors go by the fourth root.
+    """Effective receptive fields as heat maps, each relative to its largest pixel; the color scale is a fourth root.
 
     Args:
-      fields: by what is written above them, of :func:`zoo.receptive_field`.
+      fields: results of :func:`zoo.receptive_field`, by their titles.
 
     Raises:
       ValueError: no fields, or matplotlib is not installed.
@@ -297,7 +299,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray]) -> Figure:
 
 
 def _check_tokens(what: str, of: Mapping[str, np.ndarray], grid: tuple[int, int]) -> None:
-    """That there are some, of the tokens of a grid."""
+    """Refuses an empty mapping, and arrays whose number of tokens is not the grid's."""
     if not of:
         raise ValueError(f"there are no {what} to draw")
     for name, found in of.items():

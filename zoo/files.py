@@ -1,4 +1,4 @@
-"""The one place that writes files: whole or not at all; arrays in C order."""
+"""Writing files, whole or not at all; arrays are written in C order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpy as np
 def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Replaces ``path`` (.safetensors or .npz) by a file of ``arrays``; the old file is kept if writing fails.
 
-    Arrays that come from an accelerator may lie in memory in another order of axes, and safetensors 0.8 writes memory
-    as it lies, under the shape that it should have had. So all are brought into C order here.
+    Arrays from an accelerator may have another memory layout, and safetensors 0.8 writes the memory as it is under the
+    array's logical shape. So all arrays are brought into C order here.
 
     Args:
       metadata: text stored with the arrays of a .safetensors file; .npz can't hold it.
+
+    Raises:
+      OSError: the file can't be written.
     """
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
@@ -35,15 +38,19 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, s
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by a file of ``data``; the old file is kept if writing fails."""
+    """Replaces ``path`` by a file of ``data``; the old file is kept if writing fails.
+
+    Raises:
+      OSError: the file can't be written.
+    """
     _replace(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` gets a file beside ``path``, which then takes its place.
+    """Lets ``write`` write a temporary file beside ``path``, which then replaces it.
 
     Raises:
-      OSError: it can't be written, there is no such folder, or ``path`` is one.
+      OSError: it can't be written, its folder does not exist, or ``path`` is a folder.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in: make it first")

@@ -1,9 +1,8 @@
-"""Names and descriptions of the models of flash-linear-attention (github.com/fla-org/flash-linear-attention), which its
-families share.
+"""Names and descriptions that the models of flash-linear-attention (github.com/fla-org/flash-linear-attention) share.
 
     model.embeddings      model.layers.{i}.attn_norm, attn.*, mlp_norm, mlp.{gate,up,down}_proj      model.norm, lm_head
 
-Of a family's own are the names within ``attn``, and what its ``config.json`` may say.
+A family adds the names within ``attn`` and the entries of its ``config.json``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from zoo.naming import Naming
 from zoo.registry import one_of
 
 Reader = Callable[[Mapping[str, Any]], Any]
-"""A field of ours, from a configuration of theirs; None where it says nothing."""
+"""Reads a field of ours from a configuration of theirs; None if it does not state the field."""
 
 
 MLP = {f"mlp.{name}_proj": name for name in ("gate", "up", "down")}
@@ -32,7 +31,7 @@ def fla_names(
     Args:
       mixer: names of the mixer's parts, theirs to ours; theirs begin after ``attn.``.
       *more: further rules (:class:`zoo.naming.Naming`).
-      channel_norm: theirs before the channel mixer.
+      channel_norm: their name of the norm before the channel mixer.
       channel: names of the channel mixer's parts, theirs to ours; theirs begin after the block.
     """
     block, ours = "model.layers.{i}", "blocks.{i}"
@@ -55,8 +54,8 @@ def fla_described(only: Mapping[str, Collection[Any]] | None = None, **fields: R
     """How the fields that weights don't show are read from a ``config.json`` (:class:`zoo.registry.Variant`).
 
     Args:
-      only: the values of entries that our models can have; an entry that is missing or null is as ours.
-      **fields: of the family, beside the norms' epsilon, the heads and whether the head is the embedding.
+      only: the values of entries that our models support; a missing or null entry is taken to be ours.
+      **fields: the family's own, besides the norms' epsilon, the number of heads and whether the head is tied.
 
     Raises (the readers):
       ValueError: the configuration has attention in some blocks, or a value that is not in ``only``.
@@ -84,5 +83,5 @@ def entry(key: str) -> Reader:
 
 
 def unless(key: str, usual: Any) -> Reader:
-    """Reads the value of ``key`` where it is not the ``usual`` one, which is what the mixer does by itself."""
+    """Reads the value of ``key`` unless it is the ``usual`` one, which is the mixer's default."""
     return lambda config: None if config.get(key) == usual else config.get(key)

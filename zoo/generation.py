@@ -1,12 +1,12 @@
-"""Text from a language model: batched prompts of different lengths, a state of fixed size, one compiled loop.
+"""Text generation: batched prompts of different lengths, a state of fixed size, one compiled loop.
 
     source --encode--> empty state of an encoder-decoder, which holds the context
     prompt --extend, a piece at a time--> state, logits of each row's last token
-    repeat: draw a token from the logits --extend--> state, logits
+    repeat: sample a token from the logits --extend--> state, logits
 
-The tokens are those that re-running the whole sequence at each step would give. Recurrent models
-keep a state of constant size, windows a ring; a cache of full attention has a fixed capacity, rounded
-up so that prompts of many lengths share a few compiled programs.
+The tokens are the same as if the whole sequence were run again at each step. Recurrent models keep a state of constant
+size and windowed attention a ring buffer; the cache of full attention has a fixed capacity, rounded up so that prompts
+of many lengths share a few compiled programs.
 
 ``python generate.py --help`` generates from a shell.
 """
@@ -31,16 +31,16 @@ from zoo.prompts import Given, Prompt, Rows, Stop
 from zoo.token_sampling import Sampling, Settings, check
 
 PAST_END = -1
-"""Stands in the result where a row had already met its stop token; no token has this number."""
+"""Fills a row of the result after its stop token; no token has this id."""
 
-_PREFILL = 512  # tokens of the prompt read at once: bounds the memory, and the number of programs
+_PREFILL = 512  # tokens of the prompt read at once: bounds the memory and the number of programs
 _CAPACITY = 128  # caches hold a multiple of this
 _SMALLEST = 16  # shorter prompts are padded to this
 _LOOK = 16  # tokens between two checks for a stop string
 
 
 class LanguageModel(Protocol):
-    """The interface of a model; :class:`zoo.backbones.causal.Causal` has it, and
+    """What generation needs of a model: implemented by :class:`zoo.backbones.causal.Causal` and by
     :class:`zoo.backbones.encoder_decoder.EncoderDecoder`, whose states also need a context.
     """
 
@@ -57,13 +57,13 @@ class LanguageModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was generated.
+    """The result of generation.
 
     Attributes:
-      tokens: (batch, new) int32, the new tokens, a row's stop token the last; ``PAST_END`` after it.
-      lengths: (batch,) int32, tokens of each row, the stop token counted.
-      texts: of the new tokens of each row, where the prompts were texts: without the stop token, and up to a stop
-        string.
+      tokens: (batch, new) int32, the new tokens up to and including a row's stop token; ``PAST_END`` after it.
+      lengths: (batch,) int32, new tokens of each row, including the stop token.
+      texts: the new tokens of each row as text, without the stop token and up to a stop string; None unless the prompts
+        were texts.
     """
 
     tokens: np.ndarray
@@ -71,7 +71,7 @@ class Generation:
     texts: list[str] | None = None
 
     def rows(self) -> list[list[int]]:
-        """The tokens of each row, without what is past its end."""
+        """The tokens of each row, without ``PAST_END``."""
         return [row[:length].tolist() for row, length in zip(self.tokens, self.lengths, strict=True)]
 
 
@@ -94,36 +94,36 @@ def generate(
     max_length: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Generation:
-    """Generates up to ``max_new_tokens`` tokens after each prompt, or of the target of each source.
+    """Generates up to ``max_new_tokens`` tokens after each prompt, or of each source's target.
 
     Args:
       model: a causal language model or an encoder-decoder; used in evaluation mode and left unchanged.
-      prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any
-        lengths; one flat list of tokens; or an array (batch, length). Of an encoder-decoder what its target begins
-        with, the start token before tokens included; None is the start token.
-      max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
-      source: what an encoder-decoder reads, in the forms of a prompt. A text stands between the model's tokens for
-        that, as it was trained, tokens are taken as they are.
+      prompt: a text or several, each the beginning of a document; a list of token lists of any lengths, one for each
+        row; one flat list of tokens; or an array (batch, length). For an encoder-decoder, the beginning of the target;
+        tokens must include the start token, and None is the start token alone.
+      max_new_tokens: how many tokens to generate in each row; a row that meets a stop ends earlier.
+      source: the input of an encoder-decoder, in the same forms as a prompt. A text is placed between the model's start
+        and end tokens, as in training; tokens are taken as they are.
       mask, source_mask: (batch, length) bool for an array, True = real token; padding trails.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: draw from the k likeliest tokens only.
-      top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
-      min_p: draw from the tokens at least this share as probable as the likeliest, in (0, 1] (Nguyen et al., 2024,
-        arXiv:2407.01082).
-      repetition_penalty: divides the positive logits of tokens that the row has, prompt included, and multiplies the
-        negative ones; above 1 they become less likely (Keskar et al., 2019, arXiv:1909.05858).
-      stop: a token or a string, or several, that ends its row. None: texts end with their document, targets with the
-        model's end token, other tokens do not; () stops nowhere.
-      tokenizer: of texts and stop strings: a tokenizer.json, or what :mod:`tokenization` makes. None: the one of the
-        run that trained the model, or bytes where the model has 256 tokens.
-      rngs: for the draws: ``nnx.Rngs`` (its stream "sample"), a key or a seed; None is the seed 0.
-      max_length: capacity of caches of full attention, tokens; None fits prompt and new tokens.
+      temperature: divides the logits; 0 takes the most likely token.
+      top_k: sample only from the k most likely tokens.
+      top_p: sample only from the most likely tokens that together have this probability, in (0, 1].
+      min_p: sample only from tokens whose probability is at least this fraction of the highest one, in (0, 1] (Nguyen
+        et al., 2024, arXiv:2407.01082).
+      repetition_penalty: divides the positive logits, and multiplies the negative ones, of tokens that the row already
+        contains, prompt included; values above 1 make them less likely (Keskar et al., 2019, arXiv:1909.05858).
+      stop: a token or a string, or several, each of which ends its row. None: the tokenizer's separator of documents
+        for texts, the model's end token for targets, and no stop for other tokens. (): no stop.
+      tokenizer: for texts and stop strings: a tokenizer.json, or a tokenizer made by :mod:`tokenization`. None: the one
+        of the run that trained the model, or bytes if the model has 256 tokens.
+      rngs: for sampling: ``nnx.Rngs`` (its stream "sample"), a key or a seed; None is the seed 0.
+      max_length: capacity of full-attention caches in tokens; None: enough for prompt and new tokens.
       dtype: of caches and states.
 
     Raises:
       ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, text without
         a tokenizer that fits the model, more tokens than the caches or the position table hold, an encoder-decoder
-        without a source or a source for another model.
+        without a source, or a source for a model that reads none.
     """
     asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
     new = max_new_tokens or 0
@@ -156,8 +156,8 @@ def stream(
     dtype: Any = jnp.float32,
     piece: int = 8,
 ) -> Iterator[np.ndarray]:
-    """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut
-    changes no token.
+    """As :func:`generate`, but yields the new tokens as they come, in int32 arrays (batch, up to ``piece``); ``piece``
+    does not change the tokens.
     """
     asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
     return _pieces(
@@ -170,7 +170,7 @@ def _pieces(
     model: Any, asked: Given, new: int | None, piece: int, max_length: int | None, rngs: Any, dtype: Any,
     *, temperature: float, **options: Any,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """The new tokens in pieces; ``options`` are numbers of the draw."""
+    """The new tokens in pieces; ``options`` are those of sampling."""
     new = checked_count(new)
     check(piece, temperature=temperature, **options)
     capacity = _capacity(model, asked, new, max_length)
@@ -198,8 +198,8 @@ def _pieces(
 
 
 class _Ends:
-    """Finds the stop strings: they may begin and end inside tokens, so the text is looked at, a piece of tokens at a
-    time.
+    """Finds stop strings. They may begin and end inside tokens, so the decoded text is searched after each piece of
+    tokens.
     """
 
     def __init__(self, asked: Given):
@@ -255,7 +255,7 @@ def _stream(
 
 
 def encoded(model: Any, text: str, *, tokenizer: str | Path | Tokenizer | None = None) -> list[int]:
-    """The tokens of a text, which begins a document, by the model's tokenizer.
+    """The tokens of a text that begins a document, by the model's tokenizer.
 
     Raises:
       ValueError: no tokenizer that fits the model.
@@ -267,11 +267,11 @@ def encoded(model: Any, text: str, *, tokenizer: str | Path | Tokenizer | None =
 def next_tokens(
     model: LanguageModel, prompt: str, top_k: int, *, tokenizer: str | Path | Tokenizer | None = None
 ) -> list[tuple[str, float]]:
-    """The likeliest tokens after a text: (token as text, probability), from the most probable on.
+    """The most likely tokens after a text: (token as text, probability), in order of decreasing probability.
 
     Args:
       model: a causal language model; used in evaluation mode and left unchanged.
-      prompt: begins a document.
+      prompt: a text, the beginning of a document.
       top_k: how many tokens.
       tokenizer: as of :func:`generate`.
 
@@ -289,8 +289,8 @@ def next_tokens(
 
 
 def read(model: Any, rows: Rows, capacity: int, dtype: Any, sources: Rows | None = None) -> tuple[Any, Any, Any, Any]:
-    """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
-    tokens (batch, vocab_size).
+    """Reads prompts piece by piece; returns the model's graph definition and arrays, the states, and the logits of the
+    next tokens (batch, vocab_size).
     """
     table = model.most_tokens
     tokens, real = _padded(rows, table)
@@ -370,15 +370,16 @@ def _drawn(
 
 
 def written(model: Any, source: jax.Array, mask: jax.Array, new: int) -> jax.Array:
-    """The targets that an encoder-decoder writes for sources, the likeliest token at a time: for use inside a program.
+    """The targets that an encoder-decoder writes for sources by greedy decoding; can be called inside a compiled
+    program.
 
     Args:
       model: in evaluation mode.
       source, mask: (batch, source_length), the tokens and which are real.
-      new: tokens of the longest target.
+      new: the most tokens of a target.
 
     Returns:
-      (batch, new) int32, the end token the last; ``PAST_END`` after it.
+      (batch, new) int32, up to and including the end token; ``PAST_END`` after it.
     """
     batch, c = len(source), model.config
     state = model.init_state(batch, new + 1, context=model.encode(source, mask), context_mask=mask)
@@ -436,7 +437,7 @@ def checked_count(new: int | None) -> int:
     """How many tokens to generate.
 
     Raises:
-      ValueError: none, or not said.
+      ValueError: fewer than one, or None.
     """
     if new is None:
         raise ValueError("how many tokens? give max_new_tokens=")

@@ -1,5 +1,5 @@
-"""Looking inside a model: what its modules report while it runs, attention and what follows from it, and what a mixer
-makes of each token.
+"""Looking inside a model: values that its modules report while it runs, attention maps and what follows from them, and
+how a mixer's outputs depend on its inputs.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ DRAWN_BY = {
     "members": ", which zoo.draw_clusters draws",
     "connections": ", which zoo.draw_connections draws",
 }
-"""How what modules report is drawn."""
+"""How each kind of reported value is drawn, as part of a message."""
 
 
 def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any]:
     """Runs the model once more and returns what its modules sow under ``name``.
 
-    The run is in evaluation mode and with the reference implementation of every op, which is the
-    published equation; it is for looking at a few examples, its memory is quadratic in length. The
-    model itself is unchanged.
+    The run is in evaluation mode and with the reference implementation of every op, which is the published equation. It
+    is meant for a few examples: its memory is quadratic in the length. The model itself is unchanged.
 
     Args:
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
       x: its input, with the batch axis; of an encoder-decoder (source, target).
-      name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says,
-        "routes" the regions that bi-level routing picks, "members" of routing attention's clusters, "connections" the
-        tokens that each one sees by predicted sparse attention.
+      name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says, "routes" the regions
+        that bi-level routing selects, "members" the clusters of routing attention, "connections" the tokens that each
+        token sees in predicted sparse attention.
 
     Returns:
       ``{path: value}``, for instance ``{"blocks.0.mixer.attention": ...}``.
@@ -56,18 +55,18 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
 
 
 def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
-    """The attention weights of every mixer that has some, computed again by the reference of its op.
+    """The attention weights of every mixer that has them, recomputed by the reference implementation of its op.
 
     Args:
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
       x: its input, with the batch axis; of an encoder-decoder (source, target).
 
     Returns:
-      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in
-      windows each window is a row of the batch. Where a mixer runs several times, its runs are "path#0", "path#1", ...
+      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. For attention in
+      windows, each window is a row of the batch. If a mixer runs several times, its runs are "path#0", "path#1", ...
 
     Raises:
-      ValueError: no mixer has weights; what can be drawn instead is said.
+      ValueError: no mixer has attention weights; the message says what can be drawn instead.
     """
     if "attention" not in (names := _names(model, x)):
         reports = "".join(
@@ -75,8 +74,8 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
             for name in names
         )
         raise ValueError(
-            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer "
-            "makes of each token, and zoo.draw_matrix draws it"
+            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows how any mixer's "
+            "outputs depend on its inputs, and zoo.draw_matrix draws it"
         )
     found: dict[str, np.ndarray] = {}
     for path, value in _sown(model, x, "attention").items():
@@ -99,7 +98,7 @@ def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) 
 
     Args:
       maps: of :func:`attention_maps`.
-      residual: the share of the residual connection.
+      residual: the weight of the residual connection.
 
     Returns:
       float32 (batch, tokens, tokens); each row sums to 1.
@@ -122,23 +121,24 @@ def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) 
 
 
 def attention_sinks(maps: Mapping[str, np.ndarray], *, threshold: float = 0.3) -> np.ndarray:
-    """Which tokens draw attention whatever is asked: the share of heads, of all layers, in which a token's importance
-    is above a threshold,
+    """Which tokens attract attention regardless of the query: the fraction of heads, over all layers, in which a
+    token's importance is above a threshold,
 
-        importance of token k = mean over the queries i >= k of their weight of k
+        importance of token k = mean over the queries i >= k of their attention weight on k
 
     (Gu et al., "When Attention Sink Emerges in Language Models", ICLR 2025, arXiv:2410.10781, section 3.1; the paper
-    reports the first token's). Weights that are not those of a softmax are divided by their sum, in size, first.
+    reports the first token's). Each row of weights is first divided by the sum of its absolute values, which leaves
+    those of a softmax unchanged.
 
     Args:
-      maps: of :func:`attention_maps`, of causal mixers; their batch is averaged over.
+      maps: of :func:`attention_maps`, of causal mixers; the result is the mean over the batch.
       threshold: epsilon, 0.3 in the paper.
 
     Returns:
       float32 (tokens,), from 0 to 1.
 
     Raises:
-      ValueError: layers have different tokens, or queries see later keys.
+      ValueError: layers have different tokens, or a mixer is not causal.
     """
     shapes = sorted({weights.shape[2:] for weights in maps.values()})
     if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
@@ -155,12 +155,13 @@ def attention_sinks(maps: Mapping[str, np.ndarray], *, threshold: float = 0.3) -
 
 
 def materialize(mixer: nnx.Module, x: Any) -> np.ndarray:
-    """How much each token of a mixer's output depends on each of its input: the norm of the Jacobian's blocks.
+    """How much each output token of a mixer depends on each input token: the norms of the Jacobian's blocks.
 
         M[i, j] = | d y_i / d x_j |       (Frobenius)
 
-    For a mixer that is linear in its input, the matrix that mixes its tokens, times the norm of its projection; for
-    attention also what queries and keys add. It costs as many backward passes as the input has numbers.
+    For a mixer that is linear in its input, this is the matrix that mixes the tokens, times the norm of its projection;
+    for attention it includes the derivatives of queries and keys. It costs as many backward passes as the output has
+    numbers.
 
     Args:
       mixer: any mixer or layer that maps tokens to tokens, or the grid of an image to one.
@@ -193,7 +194,7 @@ def _jacobian_norms(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> j
         y, back = jax.vjp(forward, x)
 
     def row(token: jax.Array) -> jax.Array:
-        """Of one token of the output: all its features, one backward pass each."""
+        """The norms for one output token, by one backward pass for each of its features."""
         directions = jnp.zeros((y.shape[1], *y.shape), jnp.float32).at[:, token].set(jnp.eye(y.shape[1]))
         (gradients,) = jax.vmap(back)(directions)
         squares = jnp.square(gradients.astype(jnp.float32)).reshape(y.shape[1], -1, x.shape[-1])
@@ -203,18 +204,19 @@ def _jacobian_norms(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> j
 
 
 def dependency_trees(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Trees of tokens, one for each layer: a token's parent is where most of what it sends goes (M. Ding et al.,
+    """Trees of tokens, one for each layer: a token's parent is the token to which it sends most (M. Ding et al.,
     "Visual Dependency Transformers", CVPR 2023, arXiv:2304.03282).
 
-    The root is the token that receives most from others. Where parents make a loop, it is opened where that costs the
-    least: of all trees of that root this is the one of the largest sum (J. Edmonds, "Optimum Branchings", 1967).
+    The root is the token that receives most from the others. If the parents chosen in this way form a cycle, it is
+    broken where that costs least: the result is the tree with that root whose sum of weights is the largest (J.
+    Edmonds, "Optimum Branchings", 1967).
 
     Args:
       maps: of :func:`attention_maps` of a model with reversed attention: what token j sends to token i, (batch, heads,
         i, j); heads are added up.
 
     Returns:
-      ``{path: int32 (batch, tokens)}``: the parent of each token; the root is its own.
+      ``{path: int32 (batch, tokens)}``: the parent of each token; the root is its own parent.
 
     Raises:
       ValueError: queries and keys are not the same tokens.
@@ -230,14 +232,15 @@ def dependency_trees(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _largest_tree(weights: np.ndarray, root: int) -> np.ndarray:
-    """Parents (tokens,) int32 in the tree of the largest sum of ``weights`` (parent, child) whose root is ``root``."""
+    """Parents (tokens,) int32 in the tree with root ``root`` that has the largest sum of ``weights`` (parent,
+    child)."""
     within = np.where(np.eye(len(weights), dtype=bool), -np.inf, weights)
     parents = within.argmax(0).astype(np.int32)
     parents[root] = root
     loop = _loop(parents, root)
     if loop is None:
         return parents
-    # The loop becomes one token, the last one.
+    # The cycle is contracted to one token, the last one.
     rest = np.setdiff1d(np.arange(len(weights)), loop)
     leaving, entering = within[np.ix_(loop, rest)], within[np.ix_(rest, loop)] - within[parents[loop], loop]
     smaller = np.full((len(rest) + 1,) * 2, -np.inf)
@@ -250,7 +253,7 @@ def _largest_tree(weights: np.ndarray, root: int) -> np.ndarray:
 
 
 def _loop(parents: np.ndarray, root: int) -> np.ndarray | None:
-    """Tokens that are each other's ancestors; None where all descend from the root."""
+    """The tokens of a cycle of parents; None if all descend from the root."""
     ancestors = parents
     for _ in range(len(parents).bit_length()):
         ancestors = ancestors[ancestors]
@@ -264,8 +267,8 @@ def _loop(parents: np.ndarray, root: int) -> np.ndarray | None:
 
 
 def fields_of_view(model: nnx.Module, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The weights that each head of directed attention has by its field of view and distances alone, between tokens
-    that are all alike (LookHere, A. Fuller et al., arXiv:2405.13985).
+    """The attention weights of each head of directed attention between tokens that are all equal, which its field of
+    view and its distance bias alone determine (LookHere, A. Fuller et al., arXiv:2405.13985).
 
     Args:
       model: any model or layer of the zoo with directed attention.
@@ -291,12 +294,12 @@ def receptive_field(model: Any, images: Any, index: int = -1) -> np.ndarray:
     """The effective receptive field: how much the middle of a map depends on each pixel (W. Luo et al.,
     arXiv:1701.04128).
 
-    It is the absolute gradient of the sum of the features in the middle with respect to the pixel, the sum of its
-    channels and the mean of the images.
+    It is the absolute gradient of the sum of the middle position's features with respect to the pixel, summed over
+    channels and averaged over images.
 
     Args:
-      model: of images, with ``features(images)``.
-      images: (batch, height, width, channels), as the model wants them: random ones, or better those of its task.
+      model: an image model with ``features(images)``.
+      images: (batch, height, width, channels), preprocessed for the model: random ones, or better those of its task.
       index: of the map in ``features``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which naming a file of weights was written under, how well it fits a model, and what to say where it does not."""
+"""Finds the naming that a file of weights was written under, compares the file with a model, and explains a misfit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _OF_A_BLOCK = re.compile(r"((en|de)coder\.)?blocks\.")
 
 
 class Form:
-    """A model as some files hold it: with parts beyond those it has, or without some.
+    """A model in the form that some files hold it: with more parts than it has, or fewer.
 
     Attributes:
       config: its configuration.
-      parts: the model, or an abstract one of that configuration but for the number of its blocks: they are the model's.
+      parts: the model, or an abstract one of that configuration with fewer blocks, which are taken from the model.
       shapes: of all its arrays, by name.
     """
 
@@ -49,14 +49,15 @@ class Form:
 
 @dataclasses.dataclass
 class Match:
-    """A file read as one naming.
+    """A file read under one naming.
 
     Attributes:
       name: of the naming.
-      form: the model as files of this naming hold it.
+      form: the model in the form that files of this naming hold.
       entries: the plan for it.
       tensors: the file's, with names as in the naming.
-      missing, unexpected: released names; misshaped: what is wrong with which.
+      missing, unexpected: released names.
+      misshaped: one text for each tensor of a wrong shape.
     """
 
     name: str
@@ -78,26 +79,26 @@ class Match:
 
 
 def namings(entry: Variant) -> dict[str, Naming]:
-    """All of an architecture, the zoo's own last."""
+    """All namings of an architecture, the zoo's own last."""
     return {**entry.rules, "zoo": ZOO}
 
 
 def heads_of(model: nnx.Module) -> tuple[str, ...]:
-    """Names of the parts that classify."""
+    """Names of the model's classifiers."""
     return getattr(model, "heads", ("head",))
 
 
 def match_file(
     model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, described: Mapping[str, Any]
 ) -> Match:
-    """The file as the naming that fits best, or as ``naming``.
+    """Reads the file under the naming that fits best, or under ``naming``.
 
     Args:
       model: the model, or an abstract one.
       entry: its variant.
       tensors: the file's.
-      head: "reset" where the model keeps its own classifier.
-      described: fields of the configuration by the description next to the weights.
+      head: "reset" if the model keeps its own classifier.
+      described: fields of the configuration that the description next to the weights states.
 
     Raises:
       WeightsError: the architecture has no such naming, or none for the model's parameters.
@@ -119,8 +120,11 @@ def best_match(
     reset: bool = False,
     described: Mapping[str, Any] | None = None,
 ) -> Match:
-    """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its
-    names.
+    """Reads the file under the naming, and without the prefix, for which it fits the model best: the ones that cover
+    most of its names.
+
+    Raises:
+      WeightsError: no naming covers the model's parameters.
     """
     readings: dict[int, list[tuple[str, Naming, Tensors]]] = collections.defaultdict(list)
     for name, rules in namings(entry).items():
@@ -136,11 +140,11 @@ def best_match(
             try:
                 entries = plan(rules, form.shapes, form.config)
             except ValueError:
-                continue  # a mixer of the user's own: only our own names have a place for it
+                continue  # a user-defined mixer: only our own naming covers it
             found.append(_compare(name, rules, form, entries, renamed, reset))
         if found:
             best = min(found, key=lambda match: (match.faults, -match.fits))
-            return best if best.fits else found[0]  # where nothing fits, the naming of fewest names would seem nearest
+            return best if best.fits else found[0]  # if nothing fits, the fewest names would win
     raise WeightsError(f'{entry.family} has no naming for the parameters of this model but its own: naming="zoo"')
 
 
@@ -155,8 +159,8 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
 def _beyond(
     model: Any, rules: Naming, tensors: Tensors, reset: bool, described: Mapping[str, Any]
 ) -> tuple[tuple[str, Any], ...]:
-    """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its
-    description ``described``, differs from ``model``."""
+    """Fields of the configuration, with values, in which the file's model differs from ``model``, judged by the file's
+    tensors and by its description ``described``."""
     fields = {
         field: value for field, value in {**rules.config, **described}.items() if getattr(model.config, field) != value
     }
@@ -224,7 +228,7 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
 
 
 def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
-    """One message for all that is wrong."""
+    """One message that lists all faults."""
     heads = set(heads_of(model))
     released_heads = {
         n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released
@@ -249,7 +253,7 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
         )
     parts = [f"{source_name(source)} does not fit {entry.name} (read as {match.name!r} names)"]
     most = 12
-    if not match.fits:  # it is of another architecture, whose names are all other ones
+    if not match.fits:  # a file of another architecture shares no names
         known, most = ", ".join(namings(entry)), 5
         parts = [
             f"{source_name(source)} does not fit {entry.name}: none of its namings ({known}) does, and the nearest is "
@@ -271,8 +275,8 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
 
 
 def _without(model: Any, match: Match) -> str:
-    """What to do where the file only lacks whole parts that a model may be made without, as a file of a bare encoder
-    does."""
+    """The remedy if the file only lacks whole parts that a model can be made without, as a bare encoder's does; else an
+    empty string."""
     names: dict[str, set[str]] = collections.defaultdict(set)
     for line in match.entries:
         if line.ours:
@@ -287,7 +291,7 @@ def _without(model: Any, match: Match) -> str:
     if set(absent) & set(heads_of(model)):
         absent = [
             part for part in absent if part not in getattr(model, "before_head", ())
-        ]  # what is done about the head serves them
+        ]  # the head's remedy covers them
     return f"the file has {', and '.join(dict.fromkeys(model.without[part] for part in absent))}"
 
 
@@ -296,7 +300,7 @@ def _listed(names: list[str], most: int) -> str:
 
 
 def _nearest(entry: Variant, tensors: Tensors) -> str | None:
-    """The variants that most of the file's tensors fit, whatever the size of image and the number of classes."""
+    """The variants that most of the file's tensors fit, regardless of image size and number of classes."""
     groups: dict[Any, list[str]] = {}
     for name in sorted(list_models(), key=lambda n: variant(n).family != entry.family):
         other = variant(name)
@@ -317,7 +321,7 @@ def _nearest(entry: Variant, tensors: Tensors) -> str | None:
 
 
 def _plausible(entry: Variant, tensors: Tensors) -> bool:
-    """Whether the file has vectors of the model's widths, and mostly of them: rules out most variants at no cost."""
+    """Whether the lengths of the file's vectors are the model's widths: rules out most variants cheaply."""
     lengths = collections.Counter(tensor.shape[0] for tensor in tensors.values() if len(tensor.shape) == 1)
     width = getattr(entry.config, "features", None)
     if isinstance(width, int):
@@ -326,5 +330,5 @@ def _plausible(entry: Variant, tensors: Tensors) -> bool:
 
 
 def source_name(source: Any) -> str:
-    """What messages call a source of weights."""
+    """The name of a source of weights in messages."""
     return "the dictionary" if isinstance(source, Mapping) else str(source)

@@ -9,10 +9,10 @@ which ``{i}`` matches one component and has the same value on both sides::
     ("cls_token", "class_token", Rearrange("1 n d -> n d"))                          # a parameter
     ("h.{i}.experts.{each}.up.weight", "blocks.{i}.experts.up.kernel", Join(), Rearrange("e o i -> e i o"))
 
-``{each}`` on their side alone counts from 0 to the size of our array's first axis.
-Where our side is a module, its leaves are renamed and transposed by their kind (PyTorch's ``weight``
-of a linear layer is our ``kernel`` transposed, and so on). Operations read from their side to ours.
-They are a closed set and each has an inverse, so that exporting what was loaded gives the same bits.
+``{each}``, on their side alone, counts from 0 over the first axis of our array. Where our side is a module, its leaves
+are renamed and transposed by their kind (PyTorch's ``weight`` of a linear layer is our ``kernel`` transposed, and so
+on). Operations are written in the direction of loading, from their side to ours. They are a closed set and each has an
+inverse, so that exporting what was loaded gives the same bits.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an operation may know about the model: its configuration, and which of the rule's templates our arrays
-    belong to."""
+    """What an operation may know about the model: its configuration, and the indices of the rule's templates that our
+    arrays belong to."""
 
     config: Any
     where: tuple[int, ...]
@@ -45,11 +45,11 @@ class Operation:
         raise NotImplementedError
 
     def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
-        """From the released side to ours, whose shapes are to be ``shapes``."""
+        """Converts arrays of the released side to ours, which must have ``shapes``."""
         raise NotImplementedError
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
-        """From our side to the released one."""
+        """Converts arrays of our side to the released one."""
         raise NotImplementedError
 
 
@@ -90,7 +90,7 @@ class Unstack(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Join(Operation):
-    """Several released arrays are one of ours, on its first axis."""
+    """Several released arrays are one of ours, stacked on its first axis."""
 
     def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
         return [shapes[0][1:]] * shapes[0][0]
@@ -106,8 +106,8 @@ class Rearrange(Operation):
     """Reshape and permute by a pattern such as ``"1 (h w) d -> h w d"``; parentheses join axes, ``1`` is an axis of
     one.
 
-    The sizes of joined axes follow from our shape; where they do not, name them, as a number or as a
-    field of the configuration: ``Rearrange("d h k -> d (h k)", h="num_heads")``. Several arrays are alike.
+    The sizes of joined axes follow from our shape; where they don't, give them by name, as a number or as a field of
+    the configuration: ``Rearrange("d h k -> d (h k)", h="num_heads")``. Several arrays must have one shape.
     """
 
     def __init__(self, pattern: str, **sizes: int | str):
@@ -162,7 +162,7 @@ def _groups(side: str) -> list[list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Each(Operation):
-    """Another operation for each of our arrays, in the order of the rule's templates; None leaves one as it is."""
+    """A separate operation for each of our arrays, in the order of the rule's templates; None leaves one as it is."""
 
     operations: tuple[Operation | None, ...]
 
@@ -186,8 +186,8 @@ class Each(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Flip(Operation):
-    """Arrays read backwards along ``axes``: tables over offsets that are counted from key to query rather than from
-    query to key.
+    """Reverses arrays along ``axes``: for tables over offsets that are counted from key to query rather than from query
+    to key.
     """
 
     axes: tuple[int, ...]
@@ -220,7 +220,7 @@ class Tie(Operation):
     """Several released names for one array of ours: an embedding that is also the output layer. A file may leave out
     all but the first.
 
-    With ``written`` False ours leave them out too, as files of safetensors do, which hold no array twice.
+    With ``written=False`` files that we write leave them out too, as safetensors files do, which hold no array twice.
     """
 
     count: int = 2
@@ -243,18 +243,19 @@ class Naming:
     """The names and layouts of one family of released files.
 
     Attributes:
-      rules: ``(released, ours, *operations)``, as the module's docstring says. Names that no rule of
-        ours covers can't be exported; the first rule that fits counts.
+      rules: ``(released, ours, *operations)``, see the module's docstring. The first rule that fits applies; parameters
+        that no rule covers can't be exported.
       layout: "torch", or "jax": leaves named and laid out as ours, components joined by "/".
-      tables: our names, as templates, of tables over a grid, which are resampled when the file's grid is another one.
-      config: fields in which a model that holds all of such a file differs from the variant.
-      prefix: what whole models put before all names but the head's, and bare backbones leave out.
+      tables: our names, as templates, of tables over a grid, which are resampled if the file's grid differs.
+      config: configuration fields in which a model that holds everything in such a file differs from the variant.
+      prefix: stands before all names but the head's in files of whole models, and is missing in those of bare
+        backbones.
       ignore: released names, as templates, that are not part of the model.
-      buffers: released constants that our model computes, by template: functions ``(config, where)`` of the
-        configuration and the template's fields, as numbers where they are; None where a module has no such constant.
-        They belong to the modules that have the template's name without its last component, or, where that one has no
-        parameters, to those whose name ends at a slash ("layers.{s}/position.angle"). Written always; files may leave
-        them out, or have been made for images of another size, whose constants have other shapes.
+      buffers: released constants that our model computes, by template. A value is a function ``(config, where)`` of the
+        configuration and the template's fields (integers where they are numbers), which returns None if a module has no
+        such constant. A constant belongs to the modules named by the template without its last component; where that
+        names no module with parameters, a slash marks the end of the module's name ("layers.{s}/position.angle"). They
+        are always written. Files may leave them out, or have them in other shapes, for images of another size.
     """
 
     rules: Sequence[tuple[Any, ...]]
@@ -282,7 +283,8 @@ class Naming:
         return re.compile(rf"(?:{'|'.join(patterns)})(?:[./][^./]+)?")
 
     def names_of(self, ours: Iterable[str]) -> list[str]:
-        """Patterns of all released names that rules give to our modules of these first components ("head")."""
+        """Patterns of all released names that belong to our parts ``ours`` (first components of names, such as
+        "head")."""
         first = tuple(ours)
         found = []
         for released, targets, *_ in self.rules:
@@ -301,5 +303,5 @@ def template_pattern(template: str) -> str:
 
 
 def each_template(value: Any) -> tuple[Any, ...]:
-    """A side of a rule, which may be one template or several, as several."""
+    """One side of a rule, a template or several, as a tuple."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)

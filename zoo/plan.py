@@ -1,7 +1,7 @@
-"""From the rules of a naming to what is done with each array of a model: one line of a plan for each released array.
+"""Turns the rules of a naming into a plan: an entry for every array of a model.
 
-Rules name modules; a plan names arrays, with their shapes and the steps between the two sides. Files are read, written
-and compared with models by plans alone.
+Rules name modules; a plan names arrays, with their shapes and the operations between the two sides. Files are read,
+written and compared with models by plans alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TORCH_KERNELS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One line of a plan: released arrays, ours, and what lies between.
+    """One entry of a plan: released arrays, ours, and the operations between them.
 
     Attributes:
       released, ours: names; ``ours`` is empty for a released constant.
@@ -55,7 +55,7 @@ class Entry:
       shapes: of our arrays.
       context: for the operations.
       constant: value of a released array that our model does not have.
-      computed: the constant is a buffer, whose value a file must have too.
+      computed: the constant is a buffer; if a file has it, its value must be the same.
       optional: released names that a file may leave out.
       table: index of our array that is resampled to another grid, or None.
     """
@@ -93,8 +93,8 @@ class Entry:
         return dict(zip(self.released, found, strict=not self.optional))
 
     def with_grid_of(self, released: Mapping[str, Shape]) -> Entry | None:
-        """This entry for a table over the square grid, or over the sequence where it has one row, that a file with
-        ``released`` shapes was made for; None if there is none."""
+        """This entry with its table over the grid that a file with ``released`` shapes was made for, a square or, for a
+        table of one row, a sequence; None if no grid fits."""
         if self.table is None:
             return None
         rows, columns, *rest = self.shapes[self.table]
@@ -112,8 +112,8 @@ class Entry:
         return None
 
     def with_colors_of(self, released: Mapping[str, Shape], channels: int) -> Entry | None:
-        """This entry for a kernel on images of ``channels`` channels where the file's, of ``released`` shapes, is one
-        on red, green and blue; None if it is none."""
+        """This entry with a kernel on red, green and blue in place of ours on ``channels`` channels, if that fits the
+        file's ``released`` shapes; else None."""
         if len(self.ours) != 1 or len(self.shapes[0]) != 4 or self.shapes[0][2] != channels or channels == _COLORS:
             return None
         height, width, _, features = self.shapes[0]
@@ -121,7 +121,8 @@ class Entry:
         return entry if entry.released_shapes() == dict(released) else None
 
     def untied(self, others: Collection[str]) -> Entry:
-        """This entry where some of its further names are those of ``others``: a head that is not the embedding."""
+        """This entry without those of its optional names that are in ``others``: for a head that is not the
+        embedding."""
         further = tuple(name for name in self.optional if name not in others)
         ties = (dataclasses.replace(op, count=1 + len(further)) for op in self.operations if isinstance(op, Tie))
         rest = tuple(op for op in self.operations if not isinstance(op, Tie))
@@ -148,7 +149,7 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
       config: of the model.
 
     Raises:
-      ValueError: leaves that no rule names.
+      ValueError: parameters that no rule covers.
     """
     context = Context(config, (0,))
     if naming is ZOO:
@@ -202,7 +203,7 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
 
 
 def _buffers(naming: Naming, entries: list[Entry], context: Context) -> list[Entry]:
-    """The constants of the modules that released names are of."""
+    """Entries for the constants of the modules that occur in released names."""
     parts = [name.split(".") for entry in entries for name in entry.released] if naming.buffers else []
     modules = dict.fromkeys(".".join(name[:end]) for name in parts for end in range(len(name)))
     found = []

@@ -27,20 +27,19 @@ def predict(model: nnx.Module, images: Any, *, batch_size: int = 64, top_k: int 
 
     Args:
       model: an image classifier.
-      images: paths or PIL images of any size, one or several, which are fitted as ``zoo.preprocess(model)`` says; or
-        floating point numbers (count, height, width, channels), or a list of such images of one size, already
-        normalized.
-      batch_size: images a step.
+      images: paths or PIL images of any size, one or several, which ``zoo.preprocess(model)`` prepares; or already
+        normalized floating point images (count, height, width, channels), or a list of such images of one size.
+      batch_size: images per step.
       top_k: how many classes to name for each image; None gives the probabilities of all.
 
     Returns:
-      float32 (count, classes), each row summing to 1; with ``top_k``, for each image (class name, probability) from the
-      most probable on. Names are those of the run that trained the model (``model.class_names``), else "class 0",
-      "class 1", ...
+      float32 (count, classes), each row summing to 1; with ``top_k``, for each image (class name, probability) in order
+      of decreasing probability. Names are those of the run that trained the model (``model.class_names``), else "class
+      0", "class 1", ...
 
     Raises:
-      ValueError: images of another form, or of a size that the architecture does not admit, a model without a head, or
-        a ``top_k`` below 1.
+      ValueError: images in another form, or of a size that the architecture does not accept, a model without a head, or
+        a ``batch_size`` or ``top_k`` below 1.
       OSError: a file can't be read.
     """
     if batch_size < 1:

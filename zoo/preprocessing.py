@@ -1,4 +1,4 @@
-"""From image files to what a model takes: read, turn upright, fit to the model's square, normalize."""
+"""From image files to a model's input: read, turn upright, resize and crop to the model's square, normalize."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Preprocess:
     crop_mode: str = "center"
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Images of any size as the model wants them.
+        """Prepares images of any size for the model.
 
         Args:
           images: one or several, each a path, a ``PIL.Image`` or a uint8 array (height, width) or (height, width,
@@ -67,8 +67,11 @@ class Preprocess:
         return np.repeat(array[..., None], channels, axis=-1) if array.ndim == 2 else array
 
     def normalize(self, images: Any) -> np.ndarray:
-        """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean,
-        over the standard deviation.
+        """Normalizes uint8 images (..., channels) of the right size: float32, minus the mean, divided by the standard
+        deviation.
+
+        Raises:
+          ValueError: images of another dtype.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8:
@@ -85,7 +88,7 @@ def _is_one(images: Any) -> bool:
 
 
 def are_files(images: Any) -> bool:
-    """Whether ``images`` are paths or PIL images, one or several, which have to be fitted to a model first."""
+    """Whether ``images`` are paths or PIL images, one or several, which must be preprocessed first."""
     first = next(iter(images), None) if isinstance(images, list | tuple) else images
     return isinstance(first, str | os.PathLike) or hasattr(first, "convert")
 

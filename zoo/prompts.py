@@ -1,4 +1,4 @@
-"""What a language model is given to go on from: texts or tokens of any lengths and, for an encoder-decoder, sources."""
+"""Prompts of a language model: texts or tokens of any lengths and, for an encoder-decoder, sources."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Rows = list[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What is asked of a model.
+    """The checked inputs of a generation, as tokens.
 
     Attributes:
-      prompts: what is read before the first new token.
-      sources: what an encoder reads; None for a model without one.
+      prompts: tokens before the first new one.
+      sources: tokens for the encoder; None for a model without one.
       stops: tokens that end a row, ascending.
-      stop_strings: texts that do.
-      reader: of texts; None where there are only tokens.
-      as_text: texts were given, and are wanted.
+      stop_strings: strings that end a row.
+      reader: the tokenizer; None if no text was given.
+      as_text: whether texts were given, so that texts are returned.
     """
 
     prompts: Rows
@@ -40,7 +40,7 @@ class Given:
     as_text: bool
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of new tokens, up to a stop string; that of a target without the token that ends it."""
+        """The new tokens of each row as text, up to a stop string; a target's text is without its end token."""
         assert self.reader is not None
         ends = set(self.stops.tolist()) if self.sources is not None else set()
         kept = [row[:-1] if row and row[-1] in ends else row for row in rows]
@@ -59,11 +59,11 @@ def given(
     stop: Stop | None,
     tokenizer: str | Path | Tokenizer | None,
 ) -> Given:
-    """What is asked of ``model``; arguments as of :func:`zoo.generate`.
+    """Checks and encodes what is asked of ``model``; arguments as of :func:`zoo.generate`.
 
     Raises:
-      ValueError: a model that does not generate, no prompt, a source that the model does not read or none where it
-        reads one, an empty one, other tokens than its own, leading padding, or text without a tokenizer that fits.
+      ValueError: a model that can't generate, a missing or empty prompt or source, a source for a model that reads
+        none, tokens outside the vocabulary, leading padding, or text without a tokenizer that fits.
     """
     name = getattr(model, "variant", None) or type(model).__name__
     if not hasattr(model, "extend_hidden"):
@@ -97,12 +97,12 @@ def given(
 
 
 def is_text(prompt: Any) -> bool:
-    """Whether a prompt is a text, or has one."""
+    """Whether a prompt is a text, or contains one."""
     return isinstance(prompt, str) or (isinstance(prompt, list | tuple) and any(isinstance(row, str) for row in prompt))
 
 
 def strings_of(stop: Any) -> list[str]:
-    """Those of what ends a row that are texts."""
+    """The strings among the stops."""
     listed = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple | set | frozenset) else []
     return [string for string in listed if isinstance(string, str)]
 
@@ -131,10 +131,11 @@ def tokenizer_of(model: Any, given: Any) -> Tokenizer:
 def encoded(
     prompt: Any, tokenizer: Tokenizer | None, before: Sequence[int] | None = None, after: Sequence[int] = ()
 ) -> Any:
-    """Prompts as tokens, those of texts between ``before`` and ``after``; None: a text begins a document.
+    """Prompts as tokens; those of texts stand between ``before`` and ``after``. ``before=None`` is the token that
+    begins a document.
 
     Raises:
-      ValueError: texts beside tokens.
+      ValueError: texts mixed with tokens.
     """
     if not is_text(prompt):
         return prompt
@@ -152,7 +153,7 @@ def rows_of(prompt: Any, mask: Any, vocab_size: int, what: str = "prompt") -> Ro
     """The tokens of each prompt.
 
     Raises:
-      ValueError: an empty one, tokens that are none of the model's, or padding that does not trail.
+      ValueError: an empty prompt, tokens outside the vocabulary, or padding that does not trail.
     """
     rows: Rows
     if mask is not None:

@@ -1,8 +1,8 @@
-"""Models as folders that say what they are, and on the Hugging Face hub: ``zoo.create(weights=FOLDER)`` and
-``zoo.create(weights="hf://owner/name")`` read them without a name or an option.
+"""Models as self-describing folders, and on the Hugging Face hub: ``zoo.create(weights=FOLDER)`` and
+``zoo.create(weights="hf://owner/name")`` read them without a name or options.
 
-A folder holds ``model.safetensors`` under the zoo's own names, ``model.json`` (variant, options, classes, preparation
-of images, tokenizer), the tokenizer's file where there is one, and ``README.md``, the card that the hub shows.
+A folder holds ``model.safetensors`` under the zoo's own names, ``model.json`` (variant, options, classes, image
+preprocessing, tokenizer), the tokenizer's file where there is one, and ``README.md``, the card that the hub shows.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ CARD = "README.md"
 
 
 def save_folder(model: nnx.Module, folder: str | Path, *, license: str | None = None) -> Path:
-    """Writes all that it takes to make ``model`` again.
+    """Writes everything needed to create ``model`` again.
 
     Args:
       model: made by ``zoo.create``, trained or not.
-      folder: where; made if it is missing. Files of these names in it are replaced.
+      folder: where to write; created if it is missing. Files of these names in it are replaced.
       license: of the weights, an SPDX name, for the card; None states none.
 
     Returns:
       The folder.
 
     Raises:
-      WeightsError: a part of the model that its options don't say, as a mixer given as a function, or adapters.
+      WeightsError: the model has a part that its options don't describe, such as a mixer given as a function, or
+        adapters.
     """
     described, folder = record(model), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,17 +65,17 @@ def push_to_hub(
     message: str = "Add the model",
     token: str | None = None,
 ) -> str:
-    """Writes the model to ``repository`` of the Hugging Face hub, which is made if it is missing.
+    """Writes the model to ``repository`` on the Hugging Face hub, which is created if it is missing.
 
     Args:
       model, license: as for :func:`save_folder`.
       repository: "owner/name".
-      private: of a repository that is made now.
-      message: of the commit.
-      token: of the user; None takes the one of ``hf auth login`` or of HF_TOKEN.
+      private: whether a repository created by this call is private.
+      message: the commit's.
+      token: the user's; None takes the one of ``hf auth login`` or HF_TOKEN.
 
     Returns:
-      What ``zoo.create(weights=...)`` reads: "hf://owner/name@commit".
+      The source for ``zoo.create(weights=...)``: "hf://owner/name@commit".
 
     Raises:
       WeightsError: as :func:`save_folder`; or the hub refuses, or can't be reached.
@@ -97,7 +98,7 @@ def push_to_hub(
 
 
 def record(model: nnx.Module) -> dict[str, Any]:
-    """What :func:`zoo.sources.run_record` reads of a model.
+    """The record of a model that :func:`zoo.sources.run_record` reads.
 
     Raises:
       WeightsError: as :func:`save_folder`.
@@ -135,7 +136,7 @@ def record(model: nnx.Module) -> dict[str, Any]:
 
 
 def _plain(field: str, value: Any) -> Any:
-    """As JSON has it."""
+    """The value in JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {part.name: _plain(field, getattr(value, part.name)) for part in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -148,7 +149,7 @@ def _plain(field: str, value: Any) -> Any:
 
 
 def card(model: nnx.Module, *, license: str | None = None) -> str:
-    """The card of a model on the hub: what it is, how it is loaded, and the paper."""
+    """The model card for the hub: what the model is, how it is loaded, and its paper."""
     from huggingface_hub import ModelCardData
 
     made: Any = model

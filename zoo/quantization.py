@@ -5,13 +5,13 @@
     zoo.save(model, "small.safetensors")
     model = zoo.create(NAME, weights="small.safetensors")    # no float weights are made on the way
 
-Weights alone, symmetric: scale = max |w| / 127 over the inputs of one output (absmax quantization as in LLM.int8(),
-Dettmers et al., 2022, arXiv:2208.07339, without its quantized inputs). Which parameters it is done to is a rule on
-their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
+Only weights are quantized, symmetrically: scale = max |w| / 127 over the inputs of one output (absmax quantization as
+in LLM.int8(), Dettmers et al., 2022, arXiv:2208.07339, without its quantized inputs). Which parameters are quantized is
+decided by their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
 
-On a CPU products of many rows with small weights take longer than with float32 ones, so a float32 copy of the small
-weights is kept there beside them unless ``keep_float=False`` says otherwise: as fast as float32, in more memory.
-Files, exported programs and other platforms have no copies.
+On a CPU, products of many rows take longer with quantized weights than with float32 ones, so a float32 copy is kept
+there beside the quantized weights unless ``keep_float=False``: as fast as float32, at the cost of more memory. Files,
+exported programs and other platforms have no copies.
 
 In a file a quantized array NAME is int8 with ``NAME.scale`` beside it, or the bits of bfloat16 as uint16.
 """
@@ -39,22 +39,23 @@ SCALE = ".scale"
 
 
 def quantize(model: Any, format: Literal["int8", "bfloat16"] | None = None, *, keep_float: bool | None = None) -> Any:
-    """Keeps the matrices of ``model`` in fewer bits, in place, and returns it, for use and no longer for training.
+    """Stores the matrices of ``model`` in fewer bits, in place, and returns it, for inference only.
 
-    Those are kernels of linear layers and of convolutions with at least 32 inputs, and tables of embeddings, which are
-    heads too where these are tied; all else stays as it is. The computation keeps its dtype.
+    These are the kernels of linear layers and of convolutions with at least 32 inputs, and embedding tables, including
+    those tied to a head; all else stays as it is. The computation keeps its dtype.
 
     Args:
-      model: any, of the zoo or not; in a training run, the trained one.
+      model: any model, of the zoo or not, after its training.
       format: "int8", with a float32 scale for each output, or "bfloat16", the weights rounded to 8 bits of precision;
-        None is "int8", and what it has already for a quantized model.
-      keep_float: whether a float32 copy of the small weights stays in memory, which products read; None is on a CPU
-        alone. False is for memory: weights are then widened a block at a time inside the products, and prompts take
-        longer there. Of a model that is quantized already, as a loaded one, this makes or drops the copies.
+        None is "int8", or the present format of a quantized model.
+      keep_float: whether a float32 copy of the quantized weights stays in memory, which products then read; None keeps
+        one only on a CPU. False saves memory: weights are then widened a block at a time inside the products, and
+        prompts take longer on a CPU. For a model that is already quantized, such as a loaded one, this makes or drops
+        the copies.
 
     Raises:
-      ValueError: an unknown format, a model that is quantized already and no ``keep_float``, one that has adapters or
-        holds nothing to quantize, or weights that are not finite. The model is unchanged.
+      ValueError: an unknown format, a model that is already quantized without ``keep_float``, one that has adapters or
+        nothing to quantize, or weights that are not finite. The model is unchanged.
     """
     before = format_of(model)
     if format is not None and format not in FORMATS:
@@ -79,7 +80,7 @@ def quantize(model: Any, format: Literal["int8", "bfloat16"] | None = None, *, k
             f"{type(model).__name__} has nothing to quantize: no kernel with at least 32 inputs and no table of "
             "embeddings with at least 32 features"
         )
-    for name in chosen:  # first, so that no float matrix is kept to go back to
+    for name in chosen:  # checked for all first, so that no float matrices are kept to restore the model
         if not finite(getattr(*places[name])[...]):
             raise ValueError(f"{name} holds numbers that are not finite: there is no scale for them")
     for name, axis in chosen.items():
@@ -88,7 +89,7 @@ def quantize(model: Any, format: Literal["int8", "bfloat16"] | None = None, *, k
 
 
 def _with_copies(model: Any, keep_float: bool | None) -> Any:
-    """The model, whose quantized arrays now have float32 copies or none; None is the choice of the platform."""
+    """The model, after its quantized arrays were given float32 copies or lost them; None decides by the platform."""
     keep = current_platform() == "cpu" if keep_float is None else keep_float
     places = _places(model)
     for name, array in quantized_arrays(model).items():
@@ -112,15 +113,15 @@ def without_copies(state: Any) -> Any:
 
 
 def sizes(model: nnx.Module) -> tuple[int, int]:
-    """Bytes of the parameters as files keep them, without :func:`copies`, and as they would be without quantization."""
+    """Bytes of the parameters as stored in files, without :func:`copies`, and as they would be without quantization."""
     leaves = [*flatten(model, nnx.Param).values(), *quantized_arrays(model).values()]
     kept = sum(leaf.nbytes if isinstance(leaf, QuantizedArray) else _bytes(leaf) for leaf in leaves)
     return kept, sum(map(_bytes, leaves))
 
 
 def described(model: nnx.Module) -> str | None:
-    """The format and the bytes of a quantized model in words; None for another. Copies in memory are left to
-    :func:`described_here`.
+    """The format and size of a quantized model in words, without copies in memory (see :func:`described_here`); None
+    for another model.
     """
     kept, plain = sizes(model)
     format = format_of(model)
@@ -168,10 +169,10 @@ def _reader(values: Tensor, scale: Tensor) -> Callable[[], Any]:
 
 
 def placed(name: str, array: Any, leaf: Any) -> QuantizedArray | None:
-    """What was read for the parameter ``leaf``, on the device, if it is quantized.
+    """The array read for the parameter ``leaf``, on the device, if it is quantized; else None.
 
     Raises:
-      WeightsError: it is not of the form that the parameter has quantized, or the model is split over devices.
+      WeightsError: it does not have the form of this parameter quantized, or the model is split over devices.
     """
     if isinstance(array, np.ndarray) and array.dtype == np.uint16:
         array = QuantizedArray(array, None, np.float32)
@@ -188,7 +189,8 @@ def placed(name: str, array: Any, leaf: Any) -> QuantizedArray | None:
 
 
 def put(model: nnx.Module, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Puts the quantized ones of ``arrays`` into ``model``, on a CPU with a float32 copy; returns the others."""
+    """Puts the quantized arrays of ``arrays`` into ``model``, on a CPU with float32 copies; returns the other
+    arrays."""
     packed = {name: array for name, array in arrays.items() if isinstance(array, QuantizedArray)}
     places = _places(model) if packed else {}
     for name, array in packed.items():

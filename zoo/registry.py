@@ -31,13 +31,13 @@ class ModelConfig:
       mixer: replaces the architecture's own token mixer; None keeps it.
       pattern: mixers of successive blocks, repeated over the depth, or a mapping of blocks to mixers as
         ``{"every": "mamba", 5: "attention"}`` (:func:`zoo.backbones.model.choose`); None is one mixer for all.
-      shared: all blocks of a stage are one: its parameters are used at every depth (ALBERT).
-      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one
-        all have it.
+      shared: all blocks of a stage are one block, whose parameters are used at every depth (ALBERT).
+      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. A shared block has it
+        at every depth.
       dropout: of tokens and branch outputs.
-      remat: what of each block is computed again in the backward pass: "nothing", "dots", "block" or "offload"
+      remat: what is recomputed of each block in the backward pass: "nothing", "dots", "block" or "offload"
         (:mod:`layers.rematerialization`); True is "block".
-      scan: compile equal neighboring blocks once.
+      scan: compile consecutive equal blocks once.
       dtype: of the computation; None follows the parameters and inputs.
       param_dtype: of the parameters.
     """
@@ -62,7 +62,7 @@ class Release:
       classes: of its head; 0 for none.
       license: SPDX name, as stated where it was released.
       mean, std, interpolation, crop_fraction, crop_mode: as in :class:`Preprocess`.
-      image_size: pixels of the square images that it was made for; None where they are the variant's.
+      image_size: side in pixels of the square images that it was made for; None: the variant's.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Release:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """The fields of :class:`Preprocess` that it states."""
+        """The fields of :class:`Preprocess` that the release states."""
         return {field: getattr(self, field) for field in ("mean", "std", "interpolation", "crop_fraction", "crop_mode")}
 
 
@@ -94,7 +94,8 @@ class Variant:
       releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
       preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults
         where there is none.
-      parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
+      parameters: published parameter count, or None.
+      published: whether the sizes are published; False: they are our choice.
       described: fields of the configuration that weights don't show, and how each is read from transformers'
         ``config.json``.
       paper: rows of the roster.
@@ -133,7 +134,7 @@ class Variant:
 
     @property
     def preferred_preprocess(self) -> dict[str, Any]:
-        """Fields of :class:`Preprocess` for a model whose weights are not known."""
+        """Fields of :class:`Preprocess` for a model whose weights are unknown."""
         preferred = next((release.preprocess for release in self.releases.values()), {})
         return {**preferred, **self.preprocess}
 
@@ -143,7 +144,11 @@ _ALIASES: dict[str, str] = {}
 
 
 def register(variant: Variant, *, aliases: Sequence[str] = ()) -> Variant:
-    """Adds a variant, and other names for it."""
+    """Adds a variant, and other names for it.
+
+    Raises:
+      ValueError: a name that is registered already.
+    """
     for name in (variant.name, *aliases):
         if name in _VARIANTS or name in _ALIASES:
             raise ValueError(f"model {name!r} is registered twice")
@@ -166,8 +171,8 @@ def register_family(
 ) -> None:
     """Registers all ``variants`` (name: overrides of ``config``'s fields) of one architecture.
 
-    ``our_choice`` names the unpublished ones; ``parameters``, ``releases`` and ``aliases`` hold what some have, by
-    their names.
+    ``our_choice`` names the variants of unpublished sizes; ``parameters``, ``releases`` and ``aliases`` are by variant
+    name, for those that have some. ``common`` holds further fields of every :class:`Variant`.
     """
     for name, overrides in variants.items():
         own: dict[str, Any] = {
@@ -189,7 +194,7 @@ def variant(name: str) -> Variant:
     """The variant registered under a name or alias.
 
     Raises:
-      ValueError: unknown name; near ones are given.
+      ValueError: an unknown name; similar ones are suggested.
     """
     name = _ALIASES.get(name, name)
     if name not in _VARIANTS:
@@ -204,8 +209,8 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
     """The variant's configuration with some fields replaced.
 
     Raises:
-      ValueError: a field that the architecture does not have (near ones are given), or a value that the field can't
-        hold.
+      ValueError: a field that the architecture does not have (similar ones are suggested), or a value that the field
+        can't hold.
     """
     fields = {field.name: field for field in dataclasses.fields(entry.config)}
     known = set(fields)
@@ -227,11 +232,11 @@ _PARTS = frozenset({"drop_path", "dropout"})
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """Refuses a value that no model can have in a field that is a plain number or a truth value.
+    """Checks the value of a field that is a plain number or a truth value.
 
     Raises:
-      ValueError: it is of another type or out of range: a command line hands on as text what is no Python value, such
-        as "false".
+      ValueError: it has another type or is out of range. A command line passes on as text whatever is not a Python
+        value, such as "false".
     """
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
     is_truth = isinstance(value, bool | np.bool_)
@@ -257,7 +262,7 @@ def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
 
 
 def one_of(config: Mapping[str, Any], key: str, values: Mapping[Any, Any]) -> Any:
-    """Our term for the value of ``key`` in ``config``; None where it has none.
+    """The value of ``key`` in ``config``, translated by ``values`` (theirs to ours); None if it is missing or null.
 
     Raises:
       ValueError: it is none of ``values``.

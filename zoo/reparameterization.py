@@ -1,7 +1,7 @@
 """Structural reparameterization: a trained model with fewer operations that computes the same.
 
-RepVGG: Making VGG-style ConvNets Great Again (Ding et al., 2021, arXiv:2101.03697). A module that can be had simpler in
-evaluation says so by a method ``merged``: a convolution with its batch norm is one convolution.
+RepVGG: Making VGG-style ConvNets Great Again (Ding et al., 2021, arXiv:2101.03697). A module with a simpler equivalent
+in evaluation returns it from its method ``merged``: a convolution and its batch norm become one convolution.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def reparameterize(model: M, *, only: Any = nnx.Module) -> M:
-    """Puts, in place, its merged form for every module that has one, and the model into evaluation mode; returns it.
+    """Replaces every module that has a merged form by that form, in place, puts the model into evaluation mode and
+    returns it.
 
-    Its outputs in evaluation mode stay, up to rounding. It can't be trained on as before, and has other parameters:
-    files of released names fit the model before this, not after, but for those of a published merged form
+    Outputs in evaluation mode stay the same up to rounding. The model can't be trained further as before and has other
+    parameters: files of released names fit it before this, not after, except those of a published merged form
     (:mod:`zoo.vision.overlock`).
 
     Args:
-      only: a class of modules, or a tuple of them, to leave all others as they are.
+      only: a class of modules, or a tuple of classes; all other modules are left as they are.
     """
     for _, module in list(nnx.iter_modules(model)):
         for name, part in list(nnx.iter_children(module)):

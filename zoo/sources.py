@@ -33,7 +33,7 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array that has not been read yet; ``read`` makes one that nothing else holds."""
+    """An array that has not been read yet; ``read`` returns a new array that nothing else references."""
 
     shape: Shape
     read: Callable[[], np.ndarray]
@@ -100,8 +100,8 @@ def _file(path: Path) -> Tensors:
 
 
 def _safetensors(path: Path) -> Tensors:
-    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that memory does
-    not hold both a page of the file and its copy."""
+    """The format is a length, a header in JSON and the arrays' bytes. These are read, not memory-mapped, so that memory
+    does not hold both the file's pages and a copy of them."""
     from safetensors import safe_open
 
     safe_open(path, framework="np")  # checks the header
@@ -123,7 +123,7 @@ def _safetensors(path: Path) -> Tensors:
     header.pop("__metadata__", None)
     unknown = sorted({line["dtype"] for line in header.values()} - set(_SAFETENSORS))
     if unknown:
-        raise WeightsError(f"{path} holds arrays of {', '.join(unknown)}, which NumPy has not")
+        raise WeightsError(f"{path} holds arrays of {', '.join(unknown)}, which NumPy does not have")
     return {
         name: Tensor(tuple(line["shape"]), reader(line["dtype"], tuple(line["shape"]), line["data_offsets"][0]))
         for name, line in header.items()
@@ -203,7 +203,7 @@ def _torch(path: Path) -> Tensors:
                 if whole.dtype == torch.bfloat16
                 else whole.numpy()
             )
-            return np.array(array)  # the file's pages are not kept
+            return np.array(array)  # a copy, which does not keep the file's pages
 
         return read
 
@@ -211,8 +211,8 @@ def _torch(path: Path) -> Tensors:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts store with tensors and is only data: the options of a command, and NumPy's numbers and
-    arrays of numbers."""
+    """Types of pure data that training scripts store with tensors: command-line options, and NumPy scalars and
+    arrays."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     makers = (multiarray.scalar, multiarray._reconstruct)
     named = [
@@ -223,7 +223,7 @@ def _harmless() -> list[Any]:
 
 
 def _peel(content: Any) -> dict[str, Any]:
-    """The dictionary of tensors inside training scripts' wrappers; running averages come before raw weights."""
+    """The dictionary of tensors inside training scripts' wrappers; running averages are preferred to raw weights."""
     if not isinstance(content, Mapping):
         return {}
     for wrapper in _WRAPPERS:
@@ -233,7 +233,7 @@ def _peel(content: Any) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> Tensors:
-    """A model's folder as on the hub, or the working directory or checkpoint of a training run."""
+    """The tensors of a model's folder as on the hub, or of a training run's working directory or checkpoint."""
     for stem in _STEMS:
         if (path / stem).exists():
             return _file(path / stem)
@@ -267,7 +267,7 @@ def file_beside(source: Any, name: str) -> str | None:
                     huggingface_hub.hf_hub_download(match["repository"], name, revision=match["revision"])
                 ).read_text()
         except (OSError, errors.HfHubHTTPError):
-            return None  # the weights are there, so the file is not
+            return None  # the weights could be reached, so the repository has no such file
     if not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
         return None
     path = (path if path.is_dir() else path.parent) / name
@@ -277,16 +277,17 @@ def file_beside(source: Any, name: str) -> str | None:
 RECORD = "model.json"
 """The file in a run's working directory that says what its model is, so that the run can be used without its data."""
 TOKENIZER = "tokenizer.json"
-"""The file in a run's working directory that is a copy of its tokenizer's, where it has one."""
+"""The copy of the tokenizer's file in a run's working directory, if the run has a tokenizer."""
 
 
 def run_record(source: Any) -> dict[str, Any] | None:
-    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside, or
+    """What a training run stored about its model, if ``source`` is its working directory or a checkpoint inside, or
     what :mod:`zoo.publishing` wrote to a folder or to the hub; else None.
 
     Returns:
       "model" (the variant), "options" (hyper-parameters), "class_names", "preprocess" (fields of
-      :class:`zoo.Preprocess`) and "tokenizer" (options of ``tokenization.create``), the last three where it has them.
+      :class:`zoo.Preprocess`) and "tokenizer" (options of ``tokenization.create``); the last three only if the model
+      has them.
 
     Raises:
       WeightsError: the record is damaged, or the source is an empty string, which would be the current folder.
@@ -309,7 +310,8 @@ def run_record(source: Any) -> dict[str, Any] | None:
 
 
 def run_tokenizer(source: Any) -> dict[str, Any] | None:
-    """Options of ``tokenization.create`` for the texts of what :func:`run_record` describes; else None."""
+    """Options of ``tokenization.create`` for the model that :func:`run_record` describes; None if it has no
+    tokenizer."""
     stored = (run_record(source) or {}).get("tokenizer")
     if stored is not None:
         return {**stored, "path": _stored_tokenizer(source)} if stored.get("path") == TOKENIZER else dict(stored)
@@ -317,7 +319,7 @@ def run_tokenizer(source: Any) -> dict[str, Any] | None:
     task = {} if path is None else json.loads(path.read_text()).get("task", {})
     if "tokenizer" not in task:
         return None
-    path = _of_run(source, TOKENIZER)  # runs of older versions name the file that they read
+    path = _of_run(source, TOKENIZER)  # runs of older versions only name the file that they read
     named = {
         "path": str(path) if path else task["tokenizer"],
         "separator": task.get("separator"),
@@ -343,7 +345,8 @@ def on_hub(source: Any) -> bool:
 
 
 def _of_run(source: Any, name: str) -> Path | None:
-    """A file of the working directory that ``source`` is, or is a checkpoint inside of."""
+    """The path of a file in a run's working directory, where ``source`` is that directory or a checkpoint inside; else
+    None."""
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return None
     folder = Path(source).absolute()
@@ -351,9 +354,7 @@ def _of_run(source: Any, name: str) -> Path | None:
 
 
 def _orbax(path: Path) -> Tensors:
-    """Weights that a training run saved: its running average where it kept one, else its parameters, and its
-    statistics.
-    """
+    """Weights that a training run saved: its running average if it kept one, else its parameters, and its statistics."""
     import orbax.checkpoint as ocp
 
     try:
@@ -370,7 +371,7 @@ def _orbax(path: Path) -> Tensors:
 
 
 def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
-    """The tensors of a plain model where a run trained adapters: each is added to its kernel, scaled as in the run's
+    """The tensors of a plain model: adapters that a run trained are added to their kernels, scaled as in the run's
     config."""
     layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
     if not layers:
@@ -407,14 +408,14 @@ def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
-    """A checkpoint in several files, each opened when it is first named."""
+    """The tensors of a checkpoint in several files, each opened when it is first needed."""
     try:
         files = dict(json.loads(path.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again"
         ) from error
-    # An index comes with the weights, from whoever made them: it has no say over other folders.
+    # An index is as untrusted as the weights that it comes with: it may not name files in other folders.
     if away := [file for file in files.values() if file in ("", "..") or file != Path(str(file)).name]:
         raise WeightsError(f"{path} names {away[0]!r}, which is no file beside it: only such are read")
     opened: dict[str, Tensors] = {}
@@ -443,8 +444,8 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
         try:
             path = fetch(name)
         except errors.LocalEntryNotFoundError as error:
-            # Without a network a file may be missing only here: another of the names may be in the cache, where alone
-            # it is looked for.
+            # Without a network a file may be missing only from the cache. Another of the names may be there, so look
+            # for the rest in the cache alone.
             offline = True
             if name == (file or _STEMS[-1]):
                 cache = huggingface_hub.constants.HF_HUB_CACHE
@@ -465,7 +466,7 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
 
 @contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Without a network every attempt would be logged."""
+    """Silences the hub's log: without a network every attempt would be logged."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -475,8 +476,8 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def discreet(error: BaseException, token: str | None = None) -> str:
-    """What the hub's error says, without the user's token, or ``token``; the error itself, which may hold the request
-    and its headers, is not passed on.
+    """The first line of the hub's error, without ``token`` or the user's own. The error itself may hold the request and
+    its headers, so it is not passed on.
     """
     import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""What a model costs, found without building it: parameters, operations, memory of a training step, and the
+"""The cost of a model, computed without building it: parameters, operations, memory of a training step, and the
 implementations that dispatch picks."""
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Row:
     """One part of a model.
 
     Attributes:
-      name: its dotted name; "(rest)" is what belongs to no part.
+      name: its dotted name; "(rest)" is everything outside the parts.
       kind: its class.
       output: shape of what it returns, batch 1.
       parameters: numbers that training updates by gradient.
       flops: arithmetic operations of one input.
-      activations: bytes of what its forward pass on a batch keeps for the backward pass, its input included where it is
-        needed again; 0 where no batch was asked for.
+      activations: bytes that its forward pass on a batch keeps for the backward pass, including its input where that is
+        needed again; 0 if no batch size was given.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a model costs for one input; ``print`` it for a table.
+    """The cost of a model for one input; ``print`` it for a table.
 
     Attributes:
       name: of the model.
@@ -61,14 +61,14 @@ class Summary:
       statistics: numbers that training updates otherwise (batch statistics).
       flops: arithmetic operations of a forward pass, a multiply-add as 2, elementary functions as 1.
       multiply_adds: those of matrix products and convolutions: what papers call FLOPs.
-      choices: how often dispatch picked what, and why.
-      ignored: options that the model suggests to its mixers and that these mixers do not take, as "dropout: DeltaNet".
+      choices: how often dispatch picked each implementation, and why.
+      ignored: options that the model suggests to its mixers and that these do not take, such as "dropout: DeltaNet".
       rows: the parts: stem, every block, norm, head.
-      batch_size: of the step whose memory was estimated; None where none was asked for.
-      step_bytes: what a forward and a backward pass on that batch take at their peak besides the parameters, gradients
-        included: an estimate by :mod:`primitives.memory`, in evaluation mode, without the optimizer.
-      weight_bytes: of the parameters as they are kept, copies beside quantized ones included.
-      quantized: of a quantized model, in words: its format, and the bytes with and without.
+      batch_size: of the step whose memory was estimated; None if it was not.
+      step_bytes: peak memory of a forward and a backward pass on that batch besides the parameters, gradients included:
+        an estimate by :mod:`primitives.memory`, in evaluation mode, without the optimizer.
+      weight_bytes: bytes of the parameters as stored, including copies beside quantized ones.
+      quantized: for a quantized model, its format and its size with and without quantization, in words.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Summary:
     quantized: str | None = None
 
     def by_stage(self) -> Summary:
-        """The same with one row for the blocks of each stage."""
+        """The same summary with one row for all blocks of a stage."""
         stages: dict[str, list[Row]] = {}
         for row in self.rows:
             found = re.match(r"(\w+\.\d+)\.|[^.]+", row.name)
@@ -158,19 +158,18 @@ def summary(
     show: bool = True,
     **overrides: Any,
 ) -> Summary:
-    """What a model costs. Everything is traced abstractly: no parameter is allocated, nothing is compiled.
+    """The cost of a model. Everything is traced abstractly: no parameter is allocated, nothing is compiled.
 
     Args:
       model: a name of ``zoo.list_models()``, or a model.
-      input_shape: of one example, without the batch axis; default the model's own image size. A source and a target
-        both have it.
-      batch_size: also estimate the memory of a training step on so many inputs: what each part keeps for the backward
+      input_shape: of one example, without the batch axis; default: the model's own. A source and a target both have it.
+      batch_size: also estimate the memory of a training step on this many inputs: what each part keeps for the backward
         pass, and the peak.
       show: print the table.
       **overrides: as ``zoo.create`` takes them; only with a name.
 
     Raises:
-      ValueError: overrides for a model already made, a model whose input shape is unknown, or a batch_size below 1.
+      ValueError: overrides for an existing model, a model whose input shape is unknown, or a batch_size below 1.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -260,8 +259,8 @@ def own_input_shape(model: nnx.Module) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What counting needs from a call of one part; ``again`` says that its parameters are an earlier part's, ``remat``
-    what of it is computed again in the backward pass."""
+    """What counting needs from a call of one part. ``again``: its parameters are an earlier part's; ``remat``: what is
+    recomputed of it in the backward pass."""
 
     name: str
     kind: str
@@ -274,7 +273,7 @@ class _Call:
 
 
 def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
-    """The parts that have a row: modules that hold a stack are opened, and so are stacks and lists."""
+    """The parts that have a row: modules that contain a stack are expanded, and so are stacks and lists."""
     found: list[tuple[str, nnx.Module]] = []
     for key, child in nnx.iter_children(module):
         path = f"{name}.{key}" if name else str(key)
@@ -284,13 +283,13 @@ def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
 
 
 def _watch(model: nnx.Module, calls: list[_Call]) -> None:
-    """Makes every part of ``model``, a copy made for this trace alone, note its calls."""
-    again: set[str] = set()  # names of further places of one block, whose parameters count once
+    """Makes every part of ``model``, a copy for this trace only, record its calls."""
+    again: set[str] = set()  # further uses of a shared block, whose parameters count once
     remat: dict[str, str] = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
             remat |= {".".join(map(str, (*path, i))): module.remat for i in range(len(module))}
-            # A scanned or recomputed block is another copy, which is not observed.
+            # A scanned or recomputed block is another copy, whose calls are not recorded.
             module.scan, module.remat = False, NOTHING
             for i, block in enumerate(module):
                 if any(block is module[before] for before in range(i)):
@@ -312,7 +311,7 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
 
         metaclass: Any = type(cls)
         watched = metaclass(cls.__name__, (cls,), {})
-        watched.__call__ = call  # after the class is made: a mixer's own class may not define it
+        watched.__call__ = call  # set afterwards: subclasses of Mixer must not define it in their body
         part.__class__ = watched
 
 

@@ -1,4 +1,4 @@
-"""How a token is drawn from logits: temperature, top-k, top-p, min-p and a penalty on repetition."""
+"""Sampling a token from logits: temperature, top-k, top-p, min-p and a repetition penalty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import struct
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: what is part of the compiled program."""
+    """The options of sampling that are part of the compiled program."""
 
     greedy: bool
     top_k: int | None = None
@@ -22,14 +22,15 @@ class Sampling:
     penalized: bool = False
 
     def scores(self, logits: jax.Array, settings: Settings, seen: jax.Array | None = None) -> jax.Array:
-        """Logits (batch, vocab_size) as they are drawn from, but for ``top_k`` and ``top_p``.
+        """Logits (batch, vocab_size) after the repetition penalty, temperature and ``min_p``, before ``top_k`` and
+        ``top_p``.
 
-        ``seen`` (batch, vocab_size) bool: the tokens of each row so far, where they are penalized.
+        ``seen`` (batch, vocab_size) bool: the tokens that each row contains so far, for the repetition penalty.
         """
         logits = logits.astype(jnp.float32)
         if self.penalized and seen is not None:
-            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as
-            # transformers does.
+            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it decreases too, as in
+            # transformers.
             less = jnp.where(logits < 0, logits * settings.repetition_penalty, logits / settings.repetition_penalty)
             logits = jnp.where(seen, less, logits)
         if self.greedy:
@@ -42,8 +43,8 @@ class Sampling:
         )
 
     def draw(self, logits: jax.Array, key: jax.Array, settings: Settings, seen: jax.Array | None = None) -> jax.Array:
-        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows. ``seen`` as
-        in :meth:`scores`.
+        """Samples tokens (batch,) from logits (batch, vocab_size); a row's sample does not depend on the other rows.
+        ``seen`` as in :meth:`scores`.
         """
         logits = self.scores(logits, settings, seen)
         if self.greedy:
@@ -62,7 +63,7 @@ class Sampling:
 
 @struct.dataclass
 class Settings:
-    """Numbers of the draw, which a compiled program takes as they come, and the tokens that end a row."""
+    """The options of sampling that are inputs of the compiled program, and the tokens that end a row."""
 
     temperature: Any
     top_p: Any
@@ -72,10 +73,10 @@ class Settings:
 
 
 def check(piece: int, **options: float | None) -> None:
-    """Refuses numbers out of range.
+    """Checks the options of sampling.
 
     Raises:
-      ValueError: one is.
+      ValueError: one is out of range.
     """
     if piece < 1:
         raise ValueError(f"piece is at least 1, not {piece}")

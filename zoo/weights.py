@@ -1,8 +1,8 @@
 """Loading and saving pretrained weights, under their authors' names.
 
-``load`` finds out under which naming a file was written, checks every name and shape, and only then
-changes the model; ``save`` writes the authors' names. An architecture's ``RULES`` say how names and
-layouts correspond (:mod:`zoo.naming`); where files come from is :mod:`zoo.sources`.
+``load`` detects the naming that a file was written under, checks every name and shape, and only then changes the model;
+``save`` writes the authors' names. An architecture's ``RULES`` say how names and layouts correspond
+(:mod:`zoo.naming`); where files come from is :mod:`zoo.sources`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def load(
         run), ``hf://owner/name[@revision][/file]``, the name of a released checkpoint of this model
         ("in1k"), or a dictionary of arrays.
       head: "reset" leaves the classifier as it is and takes none from the file.
-      naming: under which names; None finds out.
-      dtype: None keeps that of the model's parameters, "file" the file's; else cast to it.
+      naming: the naming of the file; None detects it.
+      dtype: of the loaded parameters: None keeps the model's, "file" the file's; another one is cast to.
 
     Raises:
-      WeightsError: unknown or unreadable source, or missing, unexpected or mis-shaped tensors (all are
-        listed). The model is unchanged.
+      WeightsError: an unknown or unreadable source, or missing, unexpected or mis-shaped tensors (all are listed). The
+        model is unchanged.
     """
     return load_keeping(model, source, (), head=head, naming=naming, dtype=dtype)
 
@@ -71,8 +71,8 @@ def load_keeping(
     naming: str | None = None,
     dtype: Any = None,
 ) -> nnx.Module:
-    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever the description next to
-    the weights says."""
+    """As :func:`load`, but the fields ``keep`` of the model's configuration stay, whatever the description next to the
+    weights says."""
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
     if dtype not in (None, "file"):
@@ -126,11 +126,11 @@ def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> N
     Args:
       model: made by ``zoo.create``.
       path: of the file; replaced as a whole or not at all.
-      naming: under which names; default the architecture's first (its authors' or timm's), "zoo" for ours, which is
-        the only one for a quantized model and its default.
+      naming: the naming to write; default: the architecture's first (its authors' or timm's). "zoo" is our own, the
+        only one, and the default, for a quantized model.
 
     Raises:
-      WeightsError: an unknown naming, parameters that it has no name for, another suffix, or a quantized model under
+      WeightsError: an unknown naming, parameters that it has no name for, an unknown suffix, or a quantized model under
         other names than ours.
     """
     path = Path(path)
@@ -184,7 +184,7 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
 
 
 def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -> int | None:
-    """Number of classes of a checkpoint for the model ``name``; None where it has no head or the number is unknown."""
+    """Number of classes of a checkpoint for the model ``name``; None if it has no head or the number is unknown."""
     entry = variant(name)
     _, tensors = _tensors(entry, source)
     model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
@@ -195,7 +195,7 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
         for line in match.entries
         if line.ours and line.ours[0] in names
     }
-    # The only heads without a bias are PyTorch's, whose kernels begin with the classes.
+    # The only heads without a bias are PyTorch's, whose kernels have the classes as first axis.
     array = head.get(next((name for name in names if name in head), ""))
     return None if array is None or not array.shape else array.shape[0]
 
@@ -224,7 +224,7 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
 
 
 def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
-    """Our arrays one by one, on the devices and in the dtype they are to have."""
+    """Our arrays one by one, on their devices and in their final dtype."""
     leaves = flatten(model)
     tables: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     resampled: dict[tuple[str, str], list[str]] = {}
@@ -283,8 +283,9 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
 
 
 def _recolored(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A kernel (height, width, 3, features) on colors as one on ``channels`` channels, as timm adapts it: their sum on
-    gray images, where what it computes of equal colors is kept; else repeated in turn, at the same sum of channels."""
+    """Adapts a kernel (height, width, 3, features) on colors to ``channels`` channels, as timm does: one channel gets
+    the sum over colors, which gives a gray image the same output; more channels get the colors in turn, scaled by 3 /
+    channels."""
     wide = kernel.astype(np.float32)
     if channels == 1:
         return wide.sum(axis=2, keepdims=True)
@@ -292,11 +293,11 @@ def _recolored(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
-    """Refuses a file whose constant of a size differs from what the model computes there."""
+    """Refuses a file whose constant differs from what the model computes, if both have the same shape."""
     (name,), value = line.released, line.constant
     if value is None or name not in tensors or tensors[name].shape != value.shape:
         return
-    # Whole numbers exactly; another library's logarithm may differ in its last bit.
+    # Integers match exactly; another library's logarithm may differ in its last bit.
     if not np.allclose(tensors[name].read(), value, rtol=1e-5, atol=1e-6):
         raise WeightsError(
             f"{name} of {source_name(source)} is not what the model computes: it is a constant, and the file holds "
@@ -305,7 +306,7 @@ def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
 
 
 def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str]) -> None:
-    """Reports what the description next to the weights says and is not followed."""
+    """Warns about what the description next to the weights says and is not applied."""
     theirs = described.fields
     differ = [field for field in keep if field in theirs and theirs[field] != getattr(model.config, field)]
     if others := [f"{field}={theirs[field]!r}" for field in differ]:
@@ -316,7 +317,7 @@ def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str
 
 def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool) -> None:
     """Adds the parts that the file has in addition or in another form, removes those that files of its naming lack, and
-    reports it."""
+    warns."""
     if form.parts is model:
         return
     if described:
@@ -325,9 +326,7 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool)
     for part in ours.keys() - theirs.keys():
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
-        setattr(
-            model, part, nnx.data(getattr(form.parts, part))
-        )  # its arrays are among those that are about to be assigned
+        setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are assigned next
     if form.config.shared and getattr(form.config, "depth", None) != getattr(model.config, "depth", None):
         options = {"reductions": model.blocks.reduced_after, "remat": form.config.remat, "scan": form.config.scan}
         model.blocks = Stack([model.blocks[0]] * form.config.depth, **options)
