@@ -354,7 +354,8 @@ def _of_run(source: Any, name: str) -> Path | None:
 
 
 def _orbax(path: Path) -> Tensors:
-    """Weights that a training run saved: its running average if it kept one, else its parameters, and its statistics."""
+    """Weights that a training run saved: its running average if it kept one, else its parameters; and its
+    statistics."""
     import orbax.checkpoint as ocp
 
     try:

@@ -2,7 +2,8 @@
 
     tokens -> embedding (+ position) -> blocks -> norm -> head
 
-GPT-2, Llama, Gemma, Mamba, RWKV-7, Titans, Routing Transformer and LongNet are it with other mixers and options.
+GPT-2, Llama, Gemma, Mamba, RWKV-7, Titans, Routing Transformer and LongNet are this class with other mixers and
+options.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ MLPS: Mapping[str, tuple[type[MLP | GatedMLP | MixtureOfExperts], Callable[[jax.
 
 def make_mlp(config: Any, place: Place, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module | None:
     """The channel mixer of a block that a configuration with the fields ``mlp``, ``hidden`` and ``mlp_bias`` of
-    :class:`CausalConfig`, and possibly ``mlp_pattern``, asks for; ``options`` are more of its class.
+    :class:`CausalConfig`, and possibly ``mlp_pattern``, asks for; ``options`` are further ones of its class.
 
     Raises:
-      ValueError: a name that is not known, experts of unknown number or with biases, or an option that the class does
-        not take.
+      ValueError: an unknown name, experts whose number is not given or that have biases, or an option that the class
+        does not take.
     """
     pattern, index = getattr(config, "mlp_pattern", None), place.index or 0
     spec = choose(pattern, place.stage or 0, index, place.depth or 1) if pattern else config.mlp
@@ -84,25 +85,25 @@ class CausalConfig(ModelConfig):
     """Hyper-parameters of a causal language model.
 
     Attributes:
-      vocab_size: tokens; the embedding has a row for each.
-      features, depth, num_heads: width, blocks, attention heads.
-      mlp: a key of :data:`MLPS`, that as ``{"name": ..., **options}`` (of :class:`layers.MixtureOfExperts`, say), or
-        None: blocks without a channel mixer (Mamba).
-      mlp_pattern: channel mixers of successive blocks, as ``pattern`` has mixers; None is one for all.
+      vocab_size: number of tokens; the embedding has a row for each.
+      features, depth, num_heads: width, number of blocks, attention heads.
+      mlp: a key of :data:`MLPS`, or ``{"name": key, **options}`` (for :class:`layers.MixtureOfExperts`, say), or None:
+        blocks without a channel mixer (Mamba).
+      mlp_pattern: channel mixers of successive blocks, in the form of ``pattern``; None: ``mlp`` for all.
       hidden: hidden width of the MLP; None is 4 features, and of gated ones 8/3 features rounded up to a
         multiple of 64, which has the same number of parameters.
       mlp_bias: biases in the MLP.
       norm, norm_epsilon: of the blocks and of the end.
-      norm_order: of the blocks; after "post" there is no norm at the end.
-      position: "learned" adds a table of ``max_length`` rows; None leaves order to the mixers.
+      norm_order: of the blocks; with "post" there is no norm at the end.
+      position: "learned" adds a table of ``max_length`` rows; None leaves positions to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
-      randomized: positions are drawn out of ``max_length``, for sequences of at most so many tokens, and are the same
-        for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
+      randomized: positions are sampled out of ``max_length``, for sequences of at most this many tokens, and are the
+        same for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
       tied: the head is the transposed embedding.
-      head_bias: a bias in a head of its own.
-      embedding_std: of the initial embedding.
+      head_bias: whether an untied head has a bias.
+      embedding_std: standard deviation of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
-      embedding_norm: a norm of the embeddings.
+      embedding_norm: whether the embeddings are normalized.
       logit_cap: logits are ``cap tanh(logits / cap)``; None for no cap.
     """
 
@@ -135,7 +136,7 @@ class CausalState:
     Attributes:
       blocks: the states of the blocks.
       length: (batch,) int32, tokens read of each row's current document.
-      segment: (batch,) int32, that document.
+      segment: (batch,) int32, the id of that document.
     """
 
     blocks: Any
@@ -174,7 +175,7 @@ class Causal(Model):
 
     @property
     def outputs(self) -> int:
-        """Logits of a head of its own: one of each token, and those of which a model has no use."""
+        """Outputs of an untied head: one for each token, and any that a model leaves unused."""
         return self.config.vocab_size
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
@@ -184,25 +185,27 @@ class Causal(Model):
         return make_mlp(self.config, place, rngs=rngs)
 
     def per_block(self) -> Any:
-        """What each block alone is given: a tree of arrays whose first axis is the depth; None for nothing."""
+        """Additional inputs of each single block: a tree of arrays whose first axis is the depth; None for nothing."""
         return None
 
     def handed_on(self, x: jax.Array) -> Any:
-        """What the first block gets beside ``x`` (batch, length, features), and blocks hand on; None for nothing."""
+        """What the first block gets beside ``x`` (batch, length, features) and blocks pass on; None for nothing."""
         return None
 
     def put_in(
         self, x: jax.Array, known: Tokens, places: jax.Array | None = None
     ) -> tuple[jax.Array, Tokens, Callable[[jax.Array], jax.Array]]:
-        """Puts tokens of the model's own among those of the text.
+        """Inserts tokens of the model's own among those of the text.
 
         Args:
           x: (batch, length, features), embeddings.
-          known: what is known of them.
-          places: (batch, length), where in their documents tokens are that are read after others; None for whole rows.
+          known: what is known about these tokens.
+          places: (batch, length), the positions in their documents of tokens that continue earlier ones; None for whole
+            rows.
 
         Returns:
-          What enters the blocks, what is known of it, and a function that leaves of their outputs those of the text.
+          The input of the blocks, what is known about its tokens, and a function that selects the text's tokens from
+          the blocks' output.
         """
         return x, known, lambda y: y
 
@@ -222,7 +225,7 @@ class Causal(Model):
         Args:
           tokens: int32 (batch, length).
           mask: True for real tokens; padding trails.
-          positions: int32 (batch, length); default 0, 1, 2, ... in each document.
+          positions: int32 (batch, length); default: 0, 1, 2, ... in each document.
           segment_ids: int32 (batch, length), the document of each token of a row that holds several.
 
         Returns:
@@ -237,7 +240,7 @@ class Causal(Model):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
+        """The input of the head, (batch, length, features): a large vocabulary need not be applied to every token."""
         x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask, positions, segment_ids)))
         return self._normed(taken(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0]))
 
@@ -265,7 +268,7 @@ class Causal(Model):
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens of the longest document that it has positions for; None: any number."""
+        """Length of the longest document that the model has positions for; None: no limit."""
         if self.places is not None:
             return self.config.randomized
         return None if self.position is None else self.config.max_length
@@ -274,7 +277,7 @@ class Causal(Model):
         """The state before the first token; ``max_length`` is how many tokens caches must hold.
 
         Raises:
-          ValueError: more than there are randomized positions for.
+          ValueError: ``max_length`` exceeds the number of randomized positions.
         """
         if self.places is not None:
             self.places.check(max_length)
@@ -309,15 +312,13 @@ class Causal(Model):
         return x if self.norm is None else self.norm(x)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are
-        spared those of the table.
-        """
+        """The input of the first block, and what the blocks are told about its tokens."""
         if self.places is not None and known.positions is None:
             known = known.replace(positions=self.places(known, tokens.shape[1]))
         return self._embed(tokens, known.places(tokens.shape[1])), self._heard(known)
 
     def _heard(self, known: Tokens) -> Tokens:
-        """Without positions that the table has given, where a mixer has no use for them."""
+        """``known`` without positions if the table already encodes them and a mixer makes no use of them."""
         if self.position is None or all("positions" in mixer.honors for mixer in mixers(self.blocks)):
             return known
         return known.without("positions")
@@ -330,8 +331,8 @@ class Causal(Model):
             x = self.embedding_norm(x)
         if self.position is not None:
             check_length(tokens.shape[1], self.config.max_length)
-            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed
-            # narrow.
+            # Rows may share their positions: cast to a narrow dtype before the broadcast, their gradients would be
+            # summed in it.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             x = x + broadcast(lookup(self.position[...], positions, wide), x.shape, x.dtype)
         return x if self.dropout is None else self.dropout(x)

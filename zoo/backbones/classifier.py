@@ -1,4 +1,4 @@
-"""What every classifier shares, of images and of text: the head."""
+"""What all classifiers of images and of text share: the head."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from zoo.registry import ModelConfig
 
 
 class Classifier(Model):
-    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and
-    ``features``.
+    """Base of the backbones that classify a whole input: ``model(x)`` returns logits; subclasses implement ``pooled``
+    and ``features``.
 
-    ``before_head`` names the parts that belong to the head they were trained with: where a checkpoint's head is not
-    taken, the model does not get them either, and may have ones that the checkpoint lacks.
+    ``before_head`` names the parts that belong to the head that they were trained with: if a checkpoint's head is not
+    loaded, they are not loaded either, and the model may have ones that the checkpoint lacks.
     """
 
     head: Linear | MLPHead | None
@@ -46,17 +46,17 @@ class Classifier(Model):
         return x if self.head is None else self.head(x)
 
     def pooled(self, x: jax.Array, *more: Any, **known: Any) -> jax.Array:
-        """What the head sees: (batch, features)."""
+        """The input of the head: (batch, features)."""
         raise NotImplementedError
 
     def make_head(self, *, rngs: nnx.Rngs) -> Any:
-        """The classifier of what ``pooled`` gives; None for 0 classes."""
+        """The classifier of the output of ``pooled``; None for 0 classes."""
         return make_head(self.num_features, self.config.num_classes, self.config, rngs)
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        # nnx.data: a model that was made without a head can be given one.
+        # nnx.data: lets a model that was made without a head get one.
         self.head = nnx.data(self.make_head(rngs=nnx.Rngs(0) if rngs is None else rngs))
 
 
@@ -86,7 +86,7 @@ class MLPHead(Module):
 
 
 def check_images(images: jax.Array, channels: int) -> None:
-    """Raises unless the input is a batch of normalized images.
+    """Checks that the input is a batch of normalized images.
 
     Raises:
       ValueError: no batch axis or nothing along it, whole numbers (0 to 255, not yet normalized), or another number of

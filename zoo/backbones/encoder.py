@@ -1,11 +1,11 @@
-"""The bidirectional backbone of sequences: tokens in, a vector for each of them, or one for all, out.
+"""The bidirectional backbone of sequences: maps tokens to a vector for each of them, or to one for all.
 
     tokens -> words + positions + types -> norm (-> projection) -> blocks -> logits over the vocabulary
                                                                          -> pool -> head
     values -> linear map ...                                             -> values
 
-BERT and similar models are this class with other hyper-parameters. Two sequences are read together, with types 0 and 1,
-or each by itself, with one head on both vectors (``head="dual"``).
+BERT and similar models are this class with other hyper-parameters. A pair of sequences is read as one, with types 0 and
+1, or separately, with one head on both vectors (``head="dual"``).
 """
 
 from __future__ import annotations
@@ -40,37 +40,39 @@ class EncoderConfig(ModelConfig):
     """Hyper-parameters of a bidirectional model of sequences.
 
     Attributes:
-      vocab_size: tokens; the embedding has a row for each.
-      inputs: "tokens", or "linear": each place holds ``in_features`` numbers, which a linear map takes in place of an
-        embedding.
-      in_features: numbers at each place of "linear" inputs.
-      num_classes: classes of the head; with any, ``output`` is "pooled".
-      features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
+      vocab_size: number of tokens; the embedding has a row for each.
+      inputs: "tokens", or "linear": each position holds ``in_features`` numbers, which a linear map takes in place of
+        an embedding.
+      in_features: numbers at each position of "linear" inputs.
+      num_classes: classes of the head; 0 for none. With a head, ``output`` is "pooled".
+      features, depth, num_heads, mlp_ratio: width, number of blocks, attention heads, hidden width of the MLP /
+        features.
       mlp: activation of the MLP and of the head over the vocabulary.
       embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that
         width.
-      embedding_std: of the initial embedding.
-      embedding_norm: a norm of the sum of embeddings.
+      embedding_std: standard deviation of the initial embedding.
+      embedding_norm: whether the sum of embeddings is normalized.
       position: "learned" adds a table of ``max_length`` rows, "sinusoid" the fixed one of Vaswani et al. (2017); None
-        leaves order to the mixers.
+        leaves positions to the mixers.
       max_length: positions that the table has rows for; longer sequences are refused.
       position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
-      randomized: positions are drawn out of ``max_length``, for sequences of at most so many tokens, and are the same
-        for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
-      types: kinds of segments a token may belong to; 0 for none.
+      randomized: positions are sampled out of ``max_length``, for sequences of at most this many tokens, and are the
+        same for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
+      types: number of token types (segments of BERT); 0 for none.
       norm_order, norm_epsilon: of the blocks.
-      causal: tokens see those before them alone.
+      causal: whether tokens see only earlier ones and themselves.
       output: what ``model(tokens)`` gives: "vocabulary", logits for each token ("linear" inputs: their values), or
         "pooled", a vector (with a head, logits of its classes).
       pool: "token" (the first), "average", "sum" or "max" of the real tokens, "last" (the last real one), or a function
         as :data:`zoo.backbones.pooling.Pool`.
-      normalize: pooled vectors have length 1.
-      pooler: a linear layer and tanh after pooling by token; None: where the output needs it.
+      normalize: whether pooled vectors are scaled to Euclidean length 1.
+      pooler: a linear layer and tanh after pooling by token; None: if the output is "pooled" and ``pool`` is "token".
       head: "linear", "mlp" (one hidden layer and ReLU), or "dual": of two sequences, two hidden layers, the second half
         as wide.
       head_hidden: hidden features of the head; None is the hidden width of the MLP.
-      interaction: what a "dual" head sees of vectors a and b: "nli", [a, b, a b, a - b], or "concatenation", [a, b].
-      masked_lm: the head over the vocabulary; None: where the output needs it.
+      interaction: the input of a "dual" head for vectors a and b: "nli", [a, b, a b, a - b], or "concatenation", [a,
+        b].
+      masked_lm: the head over the vocabulary; None: if ``output`` is "vocabulary".
       next_sentence: a head that predicts whether the second segment follows the first.
     """
 
@@ -117,12 +119,12 @@ INTERACTIONS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "nli": lambda a, b: jnp.concatenate([a, b, a * b, a - b], -1),
     "concatenation": lambda a, b: jnp.concatenate([a, b], -1),
 }
-"""What a head on two vectors sees."""
+"""The input of a head on two vectors."""
 
 
 class MaskedHead(Module):
-    """``norm(gelu(W x)) E^T + b`` with E the embedding: BERT (Devlin et al., 2019), task 1, as its authors' code has
-    it.
+    """``norm(gelu(W x)) E^T + b`` with E the embedding: the head of BERT's task 1 (Devlin et al., 2019,
+    arXiv:1810.04805), as in the authors' code.
     """
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
@@ -204,7 +206,7 @@ class Encoder(Classifier):
         self.head = self.make_head(rngs=rngs)
 
     def _pooler(self, rngs: nnx.Rngs) -> nnx.Module:
-        """What comes after pooling by token."""
+        """The linear layer after pooling by token."""
         c, init = self.config, truncated_normal(0.02)
         return Linear(c.features, c.features, kernel_init=init, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
 
@@ -268,7 +270,7 @@ class Encoder(Classifier):
           tokens: (batch, length) int32, or words already looked up, (batch, length, features of the embedding); with
             "linear" inputs (batch, length, in_features).
           mask: True for real tokens.
-          types: (batch, length) int32, the segment of each token; default 0.
+          types: (batch, length) int32, the type of each token; default: 0.
           roles: (batch, length) int32, for mixers that ask for them: 1 for global tokens of Longformer.
           segment_ids: (batch, length) int32, the document of each token of a row that holds several.
           tokens2, mask2: the second sequence of a pair, for a model with ``head="dual"``; it may have another length.
@@ -278,8 +280,8 @@ class Encoder(Classifier):
           (batch, features), or logits (batch, classes).
 
         Raises:
-          ValueError: a sequence longer than the position table, several documents in a row of which the output is one
-            vector, or a second sequence that is missing or that the head does not take.
+          ValueError: a sequence longer than the position table, several documents in a row although the output is one
+            vector for each row, or a second sequence that is missing or that the head does not take.
         """
         dual = self.head is not None and self.config.head == "dual"
         if dual != (tokens2 is not None):
@@ -313,15 +315,15 @@ class Encoder(Classifier):
         return self.leave(self._normed(self.blocks(x, known)[0]))
 
     def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
-        """What is handed to the blocks: what the caller gave, and what the architecture adds."""
+        """What the blocks are told about the tokens: what the caller gave, and what the architecture adds."""
         return given
 
     def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """What the first block gets, for the embeddings (batch, length, features) and what is known of them."""
+        """The input of the first block, from the embeddings (batch, length, features) and what is known about them."""
         return x, known
 
     def leave(self, x: jax.Array) -> jax.Array:
-        """The vectors of the tokens, for what a block gave: undoes :meth:`enter`."""
+        """The vectors of the tokens from a block's output: undoes :meth:`enter`."""
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -385,8 +387,11 @@ class Encoder(Classifier):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """What the embeddings are: (batch, length, features); arguments as the model's, and positions, (batch or 1,
-        length), in place of those in each document.
+        """The embeddings, (batch, length, features). Arguments as the model's, and ``positions``, (batch or 1, length),
+        in place of those in each document.
+
+        Raises:
+          ValueError: a sequence longer than the position table, or "linear" inputs of another shape.
         """
         if self.config.inputs == "linear" and (tokens.ndim != 3 or tokens.shape[-1] != self.config.in_features):
             raise ValueError(
@@ -416,7 +421,7 @@ class Encoder(Classifier):
         return x if self.projection is None else self.projection(x)
 
     def _entered(self, tokens: jax.Array, given: Tokens, types: jax.Array | None) -> tuple[jax.Array, Tokens]:
-        """What the blocks get, with what words already looked up hold in padding made finite."""
+        """The input of the blocks; the padding of words already looked up is made finite."""
         known, positions = self.known(tokens, given), None
         if self.places is not None:
             if tokens.shape[1] > (most := self.config.randomized):

@@ -1,12 +1,12 @@
-"""The encoder-decoder backbone: a source is read as a whole, and a target is written token by token.
+"""The encoder-decoder backbone: reads a source as a whole and writes a target token by token.
 
     source -> embedding (+ position) -> blocks -> norm = context
     target -> embedding (+ position) -> blocks, which also read the context -> norm -> head
 
 A block of the decoder has a third branch between the two of every block: x = x + cross(norm(x), context), attention
-from the target to the context (Attention Is All You Need, Vaswani et al., 2017, section 3.1). Any mixer may stand in
-the encoder, where a causal one reads in both directions, and any causal one in the decoder. T5 and BART are this class
-with other options.
+from the target to the context (Attention Is All You Need, Vaswani et al., 2017, arXiv:1706.03762, section 3.1). The
+encoder takes any mixer, and runs a causal one in both directions; the decoder takes any causal mixer. T5 and BART are
+this class with other options.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class EncoderDecoderConfig(ModelConfig):
     ``{"0.every": "hydra"}`` replaces those of the encoder alone. Stochastic depth grows through both.
 
     Attributes:
-      vocab_size: tokens of both sides; the embedding, which they share, has a row for each.
+      vocab_size: number of tokens of both sides; the embedding, which they share, has a row for each.
       features, num_heads: width, attention heads.
-      depth, encoder_depth: blocks of the decoder and of the encoder; None is as many.
+      depth, encoder_depth: blocks of the decoder and of the encoder; None: as many as the decoder's.
       mlp, hidden, mlp_bias: the channel mixers, as of :class:`zoo.backbones.causal.CausalConfig`.
       norm, norm_epsilon, norm_order: of the blocks; "pre" has a norm at the end of each side too.
-      position: "learned" adds a table to each side; None leaves order to the mixers.
+      position: "learned" adds a table to each side; None leaves positions to the mixers.
       position_offset: rows of the tables before that of the first position.
-      max_length: rows of a table after those, longer sequences are refused; without one, a usual length.
+      max_length: further rows of a table; longer sequences are refused. Without a table, a usual length.
       tied: the head is the transposed embedding.
-      embedding_std: of the initial embedding.
+      embedding_std: standard deviation of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
-      embedding_norm: a norm of each side's embeddings, positions included.
-      source_start: begins the source of a text; None where nothing does.
-      start_token: what the decoder reads first.
-      end_token: ends a target, and a source; None where nothing does.
+      embedding_norm: whether each side's embeddings, positions included, are normalized.
+      source_start: the token that begins a source; None for none.
+      start_token: the token that the decoder reads first.
+      end_token: the token that ends a target, and a source; None for none.
     """
 
     vocab_size: int = 256
@@ -91,8 +91,8 @@ class EncoderDecoderState:
     """The state of a decoder and the context that it reads.
 
     Attributes:
-      blocks: the states of its blocks; that of cross attention has the keys and values of the context and its mask.
-      length: (batch,) int32, tokens read of each row's target.
+      blocks: the states of its blocks; that of cross-attention holds the keys and values of the context and its mask.
+      length: (batch,) int32, tokens read so far of each row's target.
     """
 
     blocks: Any
@@ -103,7 +103,7 @@ class Side(Module):
     """The encoder or the decoder without the embedding: ``position``, ``embedding_norm``, ``blocks.N``, ``norm``.
 
     Attributes:
-      relative: makes what blocks hand on beside x, where an architecture has it.
+      relative: makes the relative position biases that blocks pass on beside x, if an architecture has them.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ("position",)
@@ -121,7 +121,7 @@ class Side(Module):
         self.offset = c.position_offset
 
     def enter(self, words: jax.Array, places: jax.Array) -> jax.Array:
-        """What enters the first block, for embeddings (batch, length, features) of tokens at ``places``, (batch or 1,
+        """The input of the first block, from embeddings (batch, length, features) of tokens at ``places``, (batch or 1,
         length) int32.
 
         Raises:
@@ -130,15 +130,15 @@ class Side(Module):
         x = words
         if self.position is not None:
             check_length(words.shape[1], self.position.shape[0] - self.offset)
-            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed
-            # narrow.
+            # Rows may share their positions: cast to a narrow dtype before the broadcast, their gradients would be
+            # summed in it.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             x = x + broadcast(lookup(self.position[...], self.offset + places, wide), x.shape, x.dtype)
         x = x if self.embedding_norm is None else self.embedding_norm(x)
         return x if self.dropout is None else self.dropout(x)
 
     def leave(self, x: jax.Array) -> jax.Array:
-        """What comes out, for what the last block gave."""
+        """The output of the side, from the last block's output."""
         if self.norm is None:
             return x
         return self.norm(x) if self.dropout is None else self.dropout(self.norm(x))
@@ -177,7 +177,7 @@ class EncoderDecoder(Model):
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens of the longest source or target that it has positions for; None: any number."""
+        """Length of the longest source or target that the model has positions for; None: no limit."""
         return None if self.decoder.position is None else self.config.max_length
 
     @property
@@ -189,7 +189,7 @@ class EncoderDecoder(Model):
         return "attention"
 
     def handed_on(self, stage: int) -> Any:
-        """What the first block of a side is handed beside x, and blocks hand on; None for nothing."""
+        """What the first block of a side gets beside x and blocks pass on; None for nothing."""
         return None
 
     def own_cross(self, place: Place) -> MixerSpec:
@@ -243,7 +243,7 @@ class EncoderDecoder(Model):
         source_mask: jax.Array | None = None,
         target_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head sees: (batch, target_length, features)."""
+        """The input of the head: (batch, target_length, features)."""
         return self.decode(target, self.encode(source, source_mask), target_mask, source_mask)
 
     def encode(self, source: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -259,7 +259,7 @@ class EncoderDecoder(Model):
         mask: jax.Array | None = None,
         context_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """As :meth:`hidden`, for a source that has been read."""
+        """As :meth:`hidden`, for a source that is already encoded."""
         known = Tokens(mask, context=context, context_mask=context_mask)
         x = self.decoder.enter(self.words(target), known.places(target.shape[1]))
         return self.decoder.leave(self.joined(self.decoder.blocks(x, known, shared=self.handed_on(DECODER))[0]))
@@ -270,7 +270,7 @@ class EncoderDecoder(Model):
         return x if scale == 1.0 else x * (self.config.features**0.5 if scale == "sqrt" else scale)
 
     def joined(self, x: jax.Array) -> jax.Array:
-        """What the last norm sees, for what the last block gave."""
+        """The input of the last norm, from the last block's output."""
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -312,11 +312,11 @@ class EncoderDecoder(Model):
           batch_size: rows.
           max_length: how many tokens of the target caches must hold.
           dtype: of caches and states.
-          context: what :meth:`encode` gives, (batch_size, source_length, features).
+          context: the output of :meth:`encode`, (batch_size, source_length, features).
           context_mask: the source's mask.
 
         Raises:
-          ValueError: no context, or one of another number of rows.
+          ValueError: no context, or one with another number of rows.
         """
         if context is None:
             raise ValueError(

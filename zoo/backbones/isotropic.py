@@ -2,8 +2,8 @@
 
     image -> patches -> + positions, prefix tokens -> blocks -> norm -> pool -> head
 
-ViT, DeiT and all whose blocks keep one resolution are this class with other hyper-parameters. Between blocks,
-reductions may leave fewer tokens.
+ViT, DeiT and other models whose blocks keep one resolution are this class with other hyper-parameters. Reductions
+between blocks may remove tokens.
 """
 
 from __future__ import annotations
@@ -57,41 +57,43 @@ class IsotropicConfig(ModelConfig):
     """Hyper-parameters of an isotropic image model.
 
     Attributes:
-      image_size: pixels of the square image that the position table is made for; others are resampled to.
-      features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP /
-        features.
+      image_size: side in pixels of the square image that the position table is made for; it is resampled for others.
+      features, depth, num_heads, mlp_ratio: width of a token, number of blocks, attention heads, hidden width of the
+        MLP / features.
       mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
         hidden width of each of the two halves.
-      class_token, registers: tokens besides those of the patches; registers are placed before them.
+      class_token, registers: whether there is a class token, and the number of register tokens, which stand before the
+        patches.
       class_position: where the class token is among the patches: "first", before the registers, "middle" or "last"; or
-        "after" the body: it then reads the patches in blocks of its own (CaiT, :mod:`layers.class_attention`).
-      class_blocks: how many blocks of its own it has "after" the body.
+        "after" the body: it then attends to the patches in blocks of its own (CaiT, :mod:`layers.class_attention`).
+      class_blocks: number of these blocks "after" the body.
       distilled: a second class token and head, averaged with the first (DeiT).
-      position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to
-        the mixer.
+      position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves
+        positions to the mixer.
       rotary: base of the rotary embedding of rows and columns in the architecture's own attention, or its options as in
         :class:`layers.position.Rotary`; None for none.
       prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or
         "none".
-      mask_token: a token that replaces masked patches (``embed(images, masked)``), as self-supervised training has it.
-      distilled_head: whether the second class token has its head; without, it only takes part in attention.
+      mask_token: a token that replaces masked patches (``embed(images, masked)``), as in self-supervised training.
+      distilled_head: whether the second class token has a head; without one it only takes part in attention.
       pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a
         learned query).
-      pooler, pooler_ratio: a linear layer and tanh after the pooling, as heads have at pre-training (section 3.1 of
-        ViT); its features / those of the pooling.
-      head_bias: whether the head has one (CLIP's projection has none).
+      pooler, pooler_ratio: a linear layer and tanh after the pooling, as in pre-training (section 3.1 of ViT); its
+        features / those of the pooling.
+      head_bias: whether the head has a bias (CLIP's projection has none).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
-      final_norm: whether there is one.
+      final_norm: whether there is a norm after the last block.
       pre_norm: a norm before the first block (CLIP).
       norm, norm_epsilon: the kind of all norms, "layer", "rms" or "affine" (a scale and a shift without statistics),
-        and what they add to the variance.
+        and the epsilon added to the variance.
       order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at
         ``layer_scale``).
-      qk_norm, qkv_bias, layer_scale: as in the blocks.
-      reductions: what leaves fewer tokens after a block (:mod:`layers.reduction`), by the block's index, as a
+      qk_norm, qkv_bias, layer_scale: norms of queries and keys, biases of queries, keys and values, and the initial
+        scale of the branches (None for no scale).
+      reductions: token reductions after blocks (:mod:`layers.reduction`), by the block's index, in the form of a
         ``pattern``: ``{3: "max_pool", 7: {"name": "top_k", "keep": 0.7}}``.
-      antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as
-        the authors of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
+      antialias: how position tables are resampled to other grids; False resamples as PyTorch does without antialiasing,
+        like the authors of DINOv2 without registers and all models of transformers except DINOv2 with registers.
     """
 
     num_classes: int = 1000
@@ -133,8 +135,8 @@ class IsotropicConfig(ModelConfig):
 class Isotropic(Classifier):
     """An isotropic image model.
 
-    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position``, ``make_class_block``,
-    ``reduction_spec``, and ``width`` where reductions change the features.
+    Besides the hooks of :class:`Model`, a subclass may override ``make_stem``, ``make_position``, ``make_class_block``,
+    ``reduction_spec``, and ``width`` if reductions change the features.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``,
     ``prefix_position``, ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``,
@@ -170,9 +172,9 @@ class Isotropic(Classifier):
         A mixer that takes grids only gets the grid alone: no prefix tokens, and average pooling (``adapted`` says so).
 
         Raises:
-          ValueError: a stem that does not fit the image size, pooling by a token that is not there, a class token among
-            the patches beside other tokens or reductions, or a reduction that leaves no grid for mixers that take
-            nothing else.
+          ValueError: a stem that does not fit the image size, pooling by a token that does not exist, a class token
+            among the patches together with other tokens or reductions, or a reduction that leaves no grid for mixers
+            that need one.
         """
         c = self.config = config
         if c.pool.startswith("token") and not c.class_token:
@@ -255,7 +257,7 @@ class Isotropic(Classifier):
 
     def make_stem(self, *, rngs: nnx.Rngs) -> Any:
         """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)``
-        says of what size.
+        returns the grid's size.
         """
         c = self.config
         return PatchEmbed(
@@ -269,27 +271,27 @@ class Isotropic(Classifier):
         )
 
     def shared(self, x: jax.Array) -> Any:
-        """What the first block is handed beside the tokens ``x`` (:class:`layers.stack.Stack`); None for nothing."""
+        """What the first block gets beside the tokens ``x`` (:class:`layers.stack.Stack`); None for nothing."""
         return None
 
     def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
-        """A block of the class token "after" the body: called with it and the patches, it gives both."""
+        """A block of the class token "after" the body: called with that token and the patches, it returns both."""
         c = self.config
         options = {"num_heads": c.num_heads, "norm": c.norm, "norm_epsilon": c.norm_epsilon, "use_bias": c.qkv_bias}
         common = {"layer_scale": c.layer_scale, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         return ClassBlock(c.features, activation=ACTIVATIONS[c.mlp], **options, **common)
 
     def width(self, index: int) -> int:
-        """Features of the tokens that enter block ``index``; of ``depth``, of those that leave the last."""
+        """Features of the input of block ``index``; for ``index = depth``, of the last block's output."""
         return self.config.features
 
     def reduction_spec(self, index: int) -> ReductionSpec | None:
-        """What leaves fewer tokens after block ``index``; None for nothing."""
+        """The token reduction after block ``index``; None for none."""
         c = self.config
         return None if c.reductions is None else choose(c.reductions, 0, index, c.depth)
 
     def _make_reductions(self, extent: Extent, prefix: int, rngs: nnx.Rngs) -> dict[int, TokenReduction]:
-        """The reductions, and in ``extents`` how the tokens lie that each block sees at the usual input size."""
+        """Makes the reductions; sets ``extents``, the layout of each block's tokens at the usual input size."""
         c, made, extents = self.config, {}, [extent]
         for i in range(c.depth):
             if (spec := self.reduction_spec(i)) is not None:
@@ -305,8 +307,8 @@ class Isotropic(Classifier):
         return dataclasses.replace(super().place(stage, index), grid=grid, features=self.width(index))
 
     def make_position(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> Any:
-        """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None
-        for nothing.
+        """What is added to the tokens of a grid: called with (rows, columns), it returns (rows, columns, features);
+        None for nothing.
 
         Raises:
           ValueError: an unknown kind of position.
@@ -351,7 +353,7 @@ class Isotropic(Classifier):
         return functools.partial(NORMS[c.norm], epsilon=c.norm_epsilon)
 
     def _put_on_grid(self, grid: tuple[int, int], rngs: nnx.Rngs) -> None:
-        """Gives the mixers of sequences the grid's tokens in row-major order, and reductions no prefix."""
+        """Adapts mixers of sequences to a grid, in row-major order, and reductions to tokens without a prefix."""
         if self.blocks.reductions is not None:
             if not all(isinstance(extent, tuple) for extent in self.extents):
                 raise ValueError(
@@ -388,9 +390,9 @@ class Isotropic(Classifier):
 
         Args:
           images: (batch, height, width, channels).
-          indices: of the blocks; default the last of each quarter of the depth.
+          indices: of the blocks; default: the last of each quarter of the depth.
           prefix: also return the tokens besides those of the patches.
-          norm: after the final norm.
+          norm: apply the final norm.
 
         Returns:
           For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)). Where
@@ -442,7 +444,7 @@ class Isotropic(Classifier):
         return self._embed(images, masked)[0]
 
     def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, Tokens, tuple[int, int]]:
-        """:meth:`embed`, what is known of these tokens, and the rows and columns of the patches."""
+        """:meth:`embed`, what is known about these tokens, and the rows and columns of the patches."""
         check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
@@ -484,6 +486,6 @@ class Isotropic(Classifier):
             return last, found
         last, found, _ = self.blocks.through(x, tokens, capture=capture, shared=self.shared(x))
         if self.extra.place != "first":
-            # There was no grid for mixers, and nothing has been reduced.
+            # The mixers saw no grid, and no tokens were removed.
             last, *found = [(y, Tokens(grid=grid)) for y, _ in (last, *found)]
         return last, found

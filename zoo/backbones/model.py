@@ -23,8 +23,8 @@ from zoo.registry import FrozenOptions
 class Model(Module):
     """Base of the backbones.
 
-    A backbone says where the hooks below are called from; an architecture overrides those in which it differs. Each
-    takes the :class:`layers.Place` of what it makes:
+    A backbone calls the hooks below; an architecture overrides those in which it differs. Each takes the
+    :class:`layers.Place` of what it makes:
 
         own_mixer(place)        the architecture's mixer, as a spec
         make_mixer(place)       the user's mixer if given, else the architecture's, made and adapted to the backbone
@@ -37,17 +37,18 @@ class Model(Module):
       config: the hyper-parameters it was made from.
       variant: the name it was made under; set by ``zoo.create``.
       released: preprocessing of the released weights it holds, if any; set by ``zoo.load``.
-      class_names: of the head's classes, where it was trained by a run that knows them; set by ``zoo.load``.
+      class_names: names of the head's classes, if the run that trained it recorded them; set by ``zoo.load``.
       tokenizer: options of ``tokenization.create`` for the texts that a run trained it on, if any; set by ``zoo.load``.
-      num_features: features that the head sees.
+      num_features: features of the head's input.
       inputs: the arrays that a call needs, in their order, all of the shape of one input.
       stem: first parts of the names of the parameters before the first block.
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the
         configuration.
-      neutral: parts that change nothing where all they hold is zero: written so where files of a naming hold them and
-        the model does not.
-      without: parts that a model may be made without, and, for a file that lacks one, what it lacks and what to do.
-      undecayed: as of every module; the first parts of names, here.
+      neutral: parts that have no effect if all their parameters are zero; written as zeros if files of a naming hold
+        them and the model does not.
+      without: parts that a model can be made without; for each, a message about a file that lacks it: what it lacks and
+        what to do.
+      undecayed: as for every module; here first parts of names.
     """
 
     config: Any
@@ -64,7 +65,8 @@ class Model(Module):
 
     @property
     def segment_multiple(self) -> int:
-        """Documents that share a row must begin at multiples of so many tokens: of what all mixers ask for."""
+        """Documents that share a row must begin at multiples of this many tokens: the least common multiple over all
+        mixers."""
         return math.lcm(*(mixer.segment_multiple for mixer in mixers(self)))
 
     @property
@@ -94,7 +96,7 @@ class Model(Module):
         """The mixer of a block: what the configuration's ``pattern`` or ``mixer`` says, else the architecture's own.
 
         Raises:
-          ValueError: a mixer already made, which would be one for all blocks, without ``shared=True``.
+          ValueError: a mixer that is already made, which all blocks would share, without ``shared=True``.
         """
         c = self.config
         stage, index = place.stage or 0, place.index or 0
@@ -125,7 +127,7 @@ class Model(Module):
         return {}
 
     def make_block(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
-        """A block: a :class:`layers.Block`, or a module that is called as one."""
+        """A block: a :class:`layers.Block`, or a module that is called like one."""
         branches = self.make_branches(place, rngs=rngs)
         options = {
             "features": self._width(place),
@@ -138,11 +140,10 @@ class Model(Module):
     def make_stack(
         self, stage: int = 0, *, reductions: Mapping[int, TokenReduction] | None = None, rngs: nnx.Rngs
     ) -> Stack:
-        """The blocks of a stage, with the ``reductions`` between them; with ``shared`` one block, as often as there are
-        blocks.
+        """The blocks of a stage, with the ``reductions`` between them; with ``shared``, one block repeated.
 
         Raises:
-          ValueError: a pattern of mixers in blocks that are one.
+          ValueError: ``shared`` with a pattern of mixers.
         """
         c, depth = self.config, self.depths[stage]
         options: dict[str, Any] = {"reductions": reductions, "remat": c.remat, "scan": c.scan}
@@ -159,7 +160,7 @@ class Model(Module):
         return place.features
 
     def remedy(self, missing: Sequence[str], unexpected: Sequence[str]) -> str:
-        """What to do about a file that lacks some released names and has others; "" where that says nothing."""
+        """What to do about a file that lacks some released names and has unexpected ones; "" if no remedy is known."""
         return ""
 
     def layer_ids(self) -> dict[str, int]:
@@ -173,7 +174,8 @@ class Model(Module):
         return 0 if path[0] in self.stem else (1 if self.config.shared else self.config.depth) + 1
 
     def sharding_rules(self) -> dict[str, tuple[str | None, ...]]:
-        """The mesh axis along which each axis of a parameter is split, by its name: what the modules say of theirs."""
+        """The mesh axis along which each axis of a parameter is split, by the parameter's name, as its module
+        states."""
         rules: dict[str, tuple[str | None, ...]] = {}
         for path, module in nnx.iter_modules(self):
             own = module.sharding if isinstance(module, Module) else {}
@@ -181,8 +183,8 @@ class Model(Module):
         return rules
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name
-        (tables, special tokens).
+        """Names of the parameters without weight decay: vectors (biases, norms, scales), and those that modules name in
+        ``undecayed`` (tables, special tokens).
         """
         spared = set().union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Module)))
         return {
@@ -191,15 +193,15 @@ class Model(Module):
 
 
 def input_count(model: nnx.Module) -> int:
-    """How many arrays a call of a model, or of a module that is none of ours, needs."""
+    """How many arrays a call of a model needs; 1 for modules that are not of the zoo."""
     return len(model.inputs) if isinstance(model, Model) else 1
 
 
 def check_length(length: int, rows: int) -> None:
-    """Refuses a sequence of more tokens than a table of positions has rows.
+    """Checks that a sequence has no more tokens than a table of positions has rows.
 
     Raises:
-      ValueError: it has.
+      ValueError: it has more.
     """
     if length > rows:
         raise ValueError(
@@ -209,25 +211,25 @@ def check_length(length: int, rows: int) -> None:
 
 
 def drawn_places(config: Any, rngs: nnx.Rngs, *, longest: int | None = None) -> RandomizedPlaces | None:
-    """What draws the positions of a model whose configuration has ``randomized`` and ``max_length``; None where it is
-    not to draw any.
+    """The module that samples the positions of a model whose configuration has ``randomized`` and ``max_length``; None
+    if ``randomized`` is None.
     """
     return None if config.randomized is None else RandomizedPlaces(config.max_length, longest=longest, rngs=rngs)
 
 
 def last_of_quarters(depth: int) -> list[int]:
-    """The last block of each quarter of ``depth`` blocks: those whose outputs ``features`` gives by default."""
+    """The last block of each quarter of ``depth`` blocks, whose outputs ``features`` returns by default."""
     return [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)]
 
 
 def choose(
     pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int
 ) -> MixerSpec | None:
-    """What a pattern says of block ``index`` of the ``depth`` of a stage; None leaves it to the architecture.
+    """What a pattern says about block ``index`` of a stage of ``depth`` blocks; None leaves it to the architecture.
 
     Args:
       pattern: mixers of successive blocks of a stage, repeated; or a mapping whose keys are an index ("5", or "-1" for
-        the last), a stage and an index ("2.5"), a stage ("2.every") or "every". The closest one holds.
+        the last), a stage and an index ("2.5"), a stage ("2.every") or "every". The most specific one holds.
 
     Raises:
       ValueError: a key that is none of these.
@@ -243,7 +245,7 @@ def choose(
 
 
 def _is_made(spec: Any) -> bool:
-    """Whether a spec is a mixer already made, or has one inside."""
+    """Whether a spec is, or contains, a mixer that is already made."""
     if isinstance(spec, Mapping):
         return any(map(_is_made, spec.values()))
     return isinstance(spec, Mixer) or (isinstance(spec, tuple | list) and any(map(_is_made, spec)))

@@ -25,12 +25,12 @@ padding holds does not matter."""
 
 
 def first_token(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The first token, of which padding, which trails, has none."""
+    """The first token, which is real: padding trails."""
     return x[:, 0]
 
 
 def last_token(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The last real token; of a row without any, the first."""
+    """The last real token; for a row without any, the first token."""
     if mask is None:
         return x[:, -1]
     places = jnp.arange(x.shape[1], dtype=jnp.int32)
@@ -39,10 +39,10 @@ def last_token(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def average_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The mean of the real tokens; zero of a row without any."""
+    """The mean of the real tokens; zero for a row without any."""
     if mask is None:
         return x.mean(1)
-    # Divided before it is summed, which float16 could not hold.
+    # Divided before the sum, which could overflow in float16.
     share = 1 / jnp.maximum(mask.sum(1, dtype=jnp.float32), 1)
     return jnp.sum(without_padding(x, mask) * share[:, None, None], 1).astype(x.dtype)
 
@@ -53,7 +53,7 @@ def sum_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def greatest_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The greatest of the real tokens in each feature; zero of a row without any."""
+    """The maximum over the real tokens of each feature; zero for a row without any."""
     if mask is None:
         return x.max(1)
     found = jnp.max(x, 1, where=mask[..., None], initial=-jnp.inf)
@@ -71,10 +71,10 @@ POOLS: Mapping[str, Pool] = {
 
 
 def create_pool(spec: str | Pool) -> Pool:
-    """The pooling of a name of :data:`POOLS`, or ``spec`` itself where it is a function of tokens and mask.
+    """The pooling of a name in :data:`POOLS`, or ``spec`` itself if it is a function of tokens and mask.
 
     Raises:
-      ValueError: an unknown name; near ones are given.
+      ValueError: an unknown name; similar ones are suggested.
     """
     if callable(spec):
         return spec
@@ -84,9 +84,9 @@ def create_pool(spec: str | Pool) -> Pool:
 
 
 class AttentionPool(Module):
-    """One learned query attends to all tokens, then an MLP with a residual.
+    """One learned query attends to all tokens, followed by an MLP with a residual connection.
 
-    Scaling Vision Transformers (Zhai et al., 2022), the "MAP" head.
+    Scaling Vision Transformers (Zhai et al., 2022, arXiv:2106.04560), the "MAP" head.
     """
 
     undecayed = ("latent",)

@@ -28,7 +28,7 @@ class PyramidConfig(ModelConfig):
     """Hyper-parameters of a pyramid image model.
 
     Attributes:
-      image_size: pixels of the square image that it is usually given.
+      image_size: side in pixels of the usual square image.
       features, depths, num_heads: of each stage.
     """
 
@@ -62,9 +62,9 @@ class Pyramid(Classifier):
     """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``stages.S.norm``, ``norm``,
     ``head``.
 
-    Beside the hooks of :class:`Model`, a subclass gives ``make_stem``, ``make_downsample`` and ``make_norm``, where it
-    needs them ``make_stage``, ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step
-    before the mean.
+    Besides the hooks of :class:`Model`, a subclass overrides ``make_stem``, ``make_downsample`` and ``make_norm``, if
+    needed ``make_stage``, ``make_stage_norm`` and ``make_head``, and ``pool`` if the norm is not the last step before
+    the mean.
     """
 
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
@@ -76,7 +76,7 @@ class Pyramid(Classifier):
 
     @property
     def pooled_features(self) -> int:
-        """Features of what ``pool`` gives."""
+        """Features of the output of ``pool``."""
         return self.config.features[-1]
 
     @property
@@ -89,17 +89,18 @@ class Pyramid(Classifier):
         return self.config.depths
 
     def make_stem(self, *, rngs: nnx.Rngs) -> Any:
-        """What brings the image to the first stage's size and features; None leaves it to the first block."""
+        """The module that brings the image to the first stage's size and features; None leaves that to the first
+        block."""
         raise NotImplementedError
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:
-        """The module that brings the last stage's map to this stage's size and features; None leaves it to the first
-        block.
+        """The module that brings the previous stage's map to this stage's size and features; None leaves that to the
+        first block.
         """
         return None
 
     def make_stage(self, stage: int, *, rngs: nnx.Rngs) -> Stage:
-        """A stage: a :class:`Stage`, or one that is called as it."""
+        """A stage: a :class:`Stage`, or a module that is called like one."""
         downsample = self.make_downsample(stage, rngs=rngs) if stage else self.make_stem(rngs=rngs)
         return Stage(downsample, self.make_stack(stage, rngs=rngs), self.make_stage_norm(stage, rngs=rngs))
 
@@ -112,8 +113,8 @@ class Pyramid(Classifier):
         return None
 
     def make_mixer(self, place: Place, *, within: Mapping[str, Any] | None = None, rngs: nnx.Rngs) -> Mixer:
-        """The mixer of a block: the user's if given, else the architecture's, adapted to grids; as ``inner`` of the
-        combinator ``within``, if any."""
+        """The mixer of a block: the user's if given, else the architecture's, adapted to grids, and wrapped as
+        ``inner`` of the combinator ``within``, if given."""
         spec, features = self.mixer_spec(place), self._width(place)
         spec = {**within, "inner": spec} if within else spec
         return on_grid(bidirectional(spec, features, place=place, rngs=rngs), features, rngs=rngs)
@@ -125,8 +126,8 @@ class Pyramid(Classifier):
 
         Args:
           images: (batch, height, width, channels).
-          indices: of the stages, default all.
-          norm: the last stage's map after the final norm.
+          indices: of the stages; default: all.
+          norm: apply the final norm to the last stage's map.
         """
         check_images(images, self.config.in_channels)
         x, maps = images, []
@@ -141,7 +142,7 @@ class Pyramid(Classifier):
         return self.pool(self.features(images)[-1])
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """From the last stage's map (batch, height, width, features) to what the head sees."""
+        """Maps the last stage's map (batch, height, width, features) to the input of the head, (batch, features)."""
         return jnp.mean(x if self.norm is None else self.norm(x), axis=(1, 2))
 
     def depth_of(self, path: list[str]) -> int:

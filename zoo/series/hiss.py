@@ -4,15 +4,15 @@ arXiv:2402.10211), section 4.
     low    z_k = the last output of  W_d norm(N_l x [h = h + Mixer(norm(h))])  of  h = W_e x  in chunk k alone
     high   y_k = W_o norm(N_h x [h = h + Mixer(norm(h))])  of  h = z_1, ..., z_k
 
-A sensor is read c times for each number that is wanted. The low level reads each chunk of c readings by itself, and the
-high level what it made of the chunks: one output for each chunk, which depends on it and those before.
+A sensor gives c readings for each output. The low level reads each chunk of c readings by itself, and the high level
+reads the resulting chunk vectors: one output for each chunk, which depends on that chunk and the earlier ones.
 
-Levels are of Mamba or S4 in the paper, which has a mean squared error 23 % lower by them than by flat models. Sizes are
-those of the authors' configurations, for data of theirs; ``hiss_nano`` is our choice. Blocks of S4, and of its
-diagonal form, end without a norm. Another mixer stands on both levels with ``mixer=``, and on one with
-``pattern={"0.every": "s4d", "1.every": "mamba"}``, 0 being the low one. The flat model that the paper compares with is
-a low level which reads on, ``carried=True``, below no high one, ``depth=0``. The authors' files of S4 are not read:
-they hold C (I - A'^L) in place of C, for the length L that they saw last (:mod:`layers.state_space.s4`).
+The paper's levels are Mamba or S4; it reports a mean squared error 23 % lower than flat models'. Sizes are those of the
+authors' configurations, for their data sets; ``hiss_nano`` is our choice. Levels of S4, or of its diagonal form, end
+without a norm. ``mixer=`` replaces the mixer of both levels, ``pattern={"0.every": "s4d", "1.every": "mamba"}`` that of
+each, 0 being the low one. The flat model that the paper compares with is a low level that carries its state over
+chunks, ``carried=True``, with no high level, ``depth=0``. The authors' files of S4 are not read: they hold C (I - A'^L)
+in place of C, for the last length L that they were run on (:mod:`layers.state_space.s4`).
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ class HiSSConfig(ModelConfig):
     """Hyper-parameters of HiSS.
 
     Attributes:
-      in_features: numbers of a reading; the authors append to those of the sensor their change since the last one.
-      outputs: numbers that are wanted of a chunk.
+      in_features: numbers of a reading; the authors append to the sensor's numbers their change since the previous
+        reading.
+      outputs: numbers predicted for each chunk.
       ratio: c, readings of a chunk.
       features, depth: of the high level.
       low_features, low_depth: of the low level.
       levels: mixers of the low and of the high level.
-      summary: what stands for a chunk: the "last" output of the low level, or the "mean" of them, our addition.
-      carried: the low level does not forget what it read of the chunks before.
-      num_heads: for mixers that ask for it.
-      norm, norm_epsilon: of the blocks and, but for S4 and S4D, of the end of each level.
+      summary: the vector of a chunk: the "last" output of the low level, or the "mean" of its outputs, our addition.
+      carried: whether the low level keeps its state from chunk to chunk.
+      num_heads: for mixers with heads.
+      norm, norm_epsilon: of the blocks and, except for S4 and S4D, at the end of each level.
     """
 
     in_features: int = 12
@@ -79,13 +80,13 @@ class LowLevel(Module):
         self.ratio, self.mean = ratio, mean
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps chunks of one reading after another, (batch, chunks * ratio, in_features), to what stands for them,
+        """Maps the readings of successive chunks, (batch, chunks * ratio, in_features), to one vector for each chunk,
         (batch, chunks, features).
         """
         return self._summed_up(self.blocks(self.embedding(x))[0])
 
     def extend(self, x: jax.Array, state: Any, mask: jax.Array | None) -> tuple[jax.Array, Any]:
-        """As a call, of new chunks."""
+        """As a call, for new chunks after those of ``state``; returns the new state too."""
         y, state = self.blocks.extend(self.embedding(x), state, Tokens(mask))
         return self._summed_up(y), state
 
@@ -156,23 +157,23 @@ class HiSS(Model):
         return create_norm(c.norm, width, epsilon=c.norm_epsilon, **common)
 
     def reset_head(self, outputs: int, *, rngs: nnx.Rngs | None = None) -> None:
-        """Replaces the head by a fresh one for as many numbers."""
+        """Replaces the head by a fresh one for ``outputs`` numbers of a chunk."""
         c = self.config = dataclasses.replace(self.config, outputs=outputs)
         rngs = nnx.Rngs(0) if rngs is None else rngs
         self.head = Linear(c.features, outputs, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps readings to what is wanted of each chunk.
+        """Maps readings to the outputs of each chunk.
 
         Args:
           x: (batch, length, in_features), whole chunks.
-          mask: bool (batch, length), True for real readings; padding trails. A chunk is real if all of it is.
+          mask: bool (batch, length), True for real readings; padding trails. A chunk is real if all its readings are.
 
         Returns:
           (batch, length / ratio, outputs).
 
         Raises:
-          ValueError: readings of another number of features, or part of a chunk.
+          ValueError: readings with another number of features, or an incomplete chunk.
         """
         chunks, known = self._chunks(x, mask)
         return self._finish(self.blocks(chunks, known)[0])
@@ -193,8 +194,9 @@ class HiSS(Model):
         return self.blocks(chunks, known, capture=indices)[1]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """The state before the first reading: of the high level, and with ``carried`` a pair, of which the low one's is
-        the first. ``max_length`` is how many readings caches must hold, or hold chunks of.
+        """The state before the first reading: the high level's, or with ``carried`` the pair (low, high).
+        ``max_length`` is the number of readings that caches must have room for: as readings on the low level, as chunks
+        on the high one.
         """
         room = None if max_length is None else -(-max_length // self.config.ratio)
         high = self.blocks.init_state(batch_size, room, dtype)
@@ -204,7 +206,7 @@ class HiSS(Model):
         """Reads new chunks (batch, new, in_features); returns (batch, new / ratio, outputs) and the new state.
 
         Raises:
-          ValueError: as of a call: nothing is known of a chunk before its end, so that readings come by chunks.
+          ValueError: as for a call. A chunk has no output before its end, so readings must come in whole chunks.
         """
         low, high = state if self.config.carried else (None, state)
         chunks, known, low = self._read(x, mask, low)
@@ -212,11 +214,12 @@ class HiSS(Model):
         return self._finish(y), (low, high) if self.config.carried else high
 
     def _chunks(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Tokens]:
-        """What stands for the chunks, (batch, chunks, features), and which of them are real."""
+        """The vectors of the chunks, (batch, chunks, features), and which of them are real."""
         return self._read(x, mask, None)[:2]
 
     def _read(self, x: jax.Array, mask: jax.Array | None, state: Any) -> tuple[jax.Array, Tokens, Any]:
-        """As :meth:`_chunks`, after those of a state of the low level, and the new state; None where there is none."""
+        """As :meth:`_chunks`, for chunks after those of the low level's ``state``, and the new state; None if there is
+        none."""
         c = self.config
         if x.ndim != 3 or x.shape[-1] != c.in_features:
             raise ValueError(
@@ -260,7 +263,7 @@ S4_VARIANTS: dict[str, dict[str, Any]] = {
     "hiss_joystick_control": {**_S4, "low_depth": 4, "features": 256, "depth": 4, "levels": ("s4", "mamba")},
 }
 
-# Of the authors' models, for 12 numbers of a reading and 3 that are wanted.
+# Of the authors' models, for 12 numbers of a reading and 3 outputs.
 S4_PARAMETERS = {
     "hiss_ronin": 1_623_299,
     "hiss_marker_writing": 1_926_147,
@@ -292,7 +295,7 @@ RULES = {
             *_level("high_level", ""),
             ("output", "head"),
         ],
-        ignore=("pos_encoder.pe",),  # of levels that are transformers
+        ignore=("pos_encoder.pe",),  # of the authors' levels of transformers
     )
 }
 

@@ -2,11 +2,12 @@
 
     x = x + AgentAttention(norm(x));  x = x + MLP(norm(x))        in DeiT and in the first stages of Swin and CSWin
 
-The agents of the four stages are 9, 16, 49 and 49, of the whole map; the other blocks have the host's windows or
-stripes. Blocks with agents are, as the authors write it, A, others B: Swin's tiny AAAB, small AABB, base AA and two
-blocks of stage 3; CSWin, which is deeper at first than the original, AABB; of DeiT's base the first four. Published
-top-1 accuracy on ImageNet-1k (tiny, small, base): DeiT 74.9, 80.5, 82.0; Swin 82.6, 83.7, 84.0, and base at 384 84.9;
-CSWin 83.1, 83.9, 84.7, and base at 384 85.8. Parameters are those of the released code.
+Agent attention sees the whole map, by 9, 16, 49 and 49 agents in the four stages; the other blocks keep the host's
+windows or stripes. With A for a stage of agent attention and B for one of the host's, as the authors write it: Swin
+tiny AAAB, small AABB, base AA and the first two blocks of stage 3; CSWin, whose first stages are deeper than the
+original's, AABB. In DeiT base the first four blocks have agents. Published top-1 accuracy on ImageNet-1k (tiny, small,
+base): DeiT 74.9, 80.5, 82.0; Swin 82.6, 83.7, 84.0, and base at 384 84.9; CSWin 83.1, 83.9, 84.7, and base at 384 85.8.
+Parameters are those of the released code.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def _deit(
 
 
 def in_stages(kinds: str, of_stage: Callable[[int], Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """A pattern of Swin whose own windows are left in some blocks.
+    """A pattern for Swin that keeps its own windows in some blocks.
 
     Args:
-      kinds: a letter for each stage: "W" for windows, "M" for the mixer in the first two blocks alone, another for the
-        mixer.
+      kinds: a letter for each stage: "W" for windows, "M" for the mixer in the first two blocks only, any other for the
+        mixer in all blocks.
       of_stage: the mixer of a stage.
     """
     keys = {"W": (), "M": ("0", "1")}
@@ -48,7 +49,8 @@ def in_stages(kinds: str, of_stage: Callable[[int], Mapping[str, Any]]) -> dict[
 
 
 def swin_sizes(kinds: tuple[str, str, str], of_stage: Callable[[int], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The sizes of Swin, tiny, small, base, and base at 384 pixels, of which ``kinds`` says where the mixer is."""
+    """The sizes of Swin (tiny, small, base, and base at 384 pixels), with the mixer where ``kinds`` says
+    (:func:`in_stages`)."""
     sizes = [swin.published_size(96, 6, 0.2), swin.published_size(96, 18, 0.3), swin.published_size(128, 18, 0.5)]
     made = {
         f"{name}_224": {**size, "pattern": in_stages(kind, of_stage)}
@@ -58,7 +60,7 @@ def swin_sizes(kinds: tuple[str, str, str], of_stage: Callable[[int], Mapping[st
 
 
 def only_in_windows(buffers: Mapping[str, Any]) -> dict[str, Any]:
-    """Swin's buffers, which blocks of another mixer do not have."""
+    """Swin's buffers, for those blocks alone that keep its windows."""
 
     def where_windowed(computed: Any) -> Any:
         def value(config: Any, where: Mapping[str, Any]) -> np.ndarray | None:
@@ -72,8 +74,8 @@ def only_in_windows(buffers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_swin(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
-    """The authors' names of a Swin some of whose mixers are others: Swin's, and ``own``, (theirs, ours, ...) inside
-    these.
+    """The authors' names of a Swin in which another mixer replaces some: Swin's names, and the rules ``own``, (theirs,
+    ours, ...), inside that mixer.
     """
     theirs, mixer = "layers.{s}.blocks.{b}.attn", f"{swin.OURS}.mixer"
     parts = tuple(f"{mixer}.{part}" for part in ("query", "key", "value"))
@@ -95,7 +97,7 @@ def in_deit(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
 
 
 def in_cswin(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
-    """The authors' names of a CSWin some of whose mixers are others, of the whole map: CSWin's, and ``own``."""
+    """The authors' names of a CSWin in which a mixer of the whole map replaces some: CSWin's, and ``own``."""
     names = cswin.RULES["cswin"]
     inside = [
         (f"stage{stage + 1}.{{b}}.attns.0.{released}", f"stages.{stage}.blocks.{{b}}.mixer.{ours}", *rest)

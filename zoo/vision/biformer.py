@@ -1,10 +1,10 @@
-"""BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023).
+"""BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023, arXiv:2303.08810).
 
     image -> two 3x3 convolutions of stride 2 -> stage 1 -> 3x3 convolution of stride 2 -> stage 2 -> ... -> stage 4
 
     block: x = x + depthwise3x3(x);  x = x + BRA(LN(x));  x = x + MLP(LN(x))
 
-Regions are 7x7 a map. Stages 1 to 3 route each region to 1, 4 and 16 regions; stage 4 attends densely.
+A map is divided into 7x7 regions. Stages 1 to 3 route each region to 1, 4 and 16 regions; stage 4 attends densely.
 Published for ImageNet-1k at 224: tiny 13.1 M parameters, 81.4 % top-1; small 25.5 M, 83.8 %; base 56.8 M, 84.3 %.
 """
 

@@ -3,9 +3,9 @@
     image -> patches -> + positions -> blocks -> class token: blocks of class attention -> norm -> class token -> linear
     block: x = x + s1 talking_heads(norm(x)); x = x + s2 mlp(norm(x))
 
-The class token enters after the body, and reads the patches in two blocks of its own (:mod:`layers.class_attention`).
-All branches have a scale of each feature that starts at 1e-5, or at 1e-6 from 36 blocks of small on. Names and sizes
-are timm's (1.0.31); ``cait_nano_32`` is our choice.
+The class token enters after the body and attends to the patches in two blocks of its own
+(:mod:`layers.class_attention`). All branches have a scale for each feature, which starts at 1e-5, or at 1e-6 in small
+with 36 blocks and in medium. Names and sizes are timm's (1.0.31); ``cait_nano_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.vision.releases import parse_releases
 
 @dataclasses.dataclass(frozen=True)
 class CaiTConfig(IsotropicConfig):
-    """Hyper-parameters of CaiT; ``drop_path`` is that of all blocks."""
+    """Hyper-parameters of CaiT; ``drop_path`` is the same for all blocks."""
 
     class_position: Any = "after"
     layer_scale: float | None = 1e-5
@@ -83,7 +83,7 @@ RELEASES = parse_releases("\n".join(f"{name}: fb_dist_in1k 1000 imagenet 1.0" fo
 
 
 def _block(theirs: str, ours: str) -> list[tuple[Any, ...]]:
-    """What blocks of the body and of the class token have in common."""
+    """The rules that blocks of the body and of the class token share."""
     return [
         (f"{theirs}.norm1", f"{ours}.mixer_norm"),
         (f"{theirs}.attn.proj", f"{ours}.mixer.out"),

@@ -1,16 +1,16 @@
-"""ConvNeXt: A ConvNet for the 2020s (Liu et al., CVPR 2022).
+"""ConvNeXt: A ConvNet for the 2020s (Liu et al., CVPR 2022, arXiv:2201.03545).
 
     image -> 4x4 patches, norm -> stage 1 -> norm, 2x2 convolution of stride 2 -> stage 2 -> ... -> stage 4
           -> average pool -> norm -> head
 
     block: x = x + gamma * MLP(LN(depthwise7x7(x)))
 
-Both the mixing of tokens and that of channels are in one residual branch with one norm. Like the authors', a 2x2
-convolution leaves out an odd last row or column.
+Token mixing and channel mixing share one residual branch with one norm. As in the authors' code, a 2x2 convolution
+drops an odd last row or column.
 
 Published for ImageNet-1k at 224: tiny 28.6 M parameters, 82.1 % top-1; small 50.2 M, 83.1 %; base 88.6 M, 83.8 %; large
 197.8 M, 84.3 %; after ImageNet-22k: base 85.8 %, large 86.6 %, xlarge 350.2 M, 87.0 %. The sizes below tiny are timm's;
-those of name "ols" begin with two overlapping 3x3 convolutions of stride 2.
+those named "ols" begin with two overlapping 3x3 convolutions of stride 2.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class ConvNeXtConfig(PyramidConfig):
     """Hyper-parameters of ConvNeXt.
 
     Attributes:
-      num_heads: suggested to another mixer.
+      num_heads: for a mixer that replaces the convolution, which has no heads.
       stem: features of overlapping 3x3 convolutions of stride 2; None is 4x4 patches.
       kernel_size: of the depth-wise convolutions.
       mlp_ratio: hidden width of the MLP / features.
-      layer_scale: initial value of the branches' per-feature factors; None for none.
+      layer_scale: initial value of the per-feature scale of the branches; None for no scale.
     """
 
     features: tuple[int, ...] = (96, 192, 384, 768)
@@ -63,7 +63,7 @@ class ConvNeXtConfig(PyramidConfig):
 
 
 class ConvNeXtBranch(Mixer):
-    """``channel(norm(mixer(x)))``: the mixing of tokens and of channels in one residual branch."""
+    """``channel(norm(mixer(x)))``: token mixing and channel mixing in one residual branch."""
 
     layouts = ("grid",)
 
@@ -87,7 +87,7 @@ class ConvNeXtBranch(Mixer):
 
 
 class ConvNeXt(Pyramid):
-    """ConvNeXt; names as in :class:`Pyramid`. The user's mixer takes the place of the depth-wise convolution."""
+    """ConvNeXt; names as in :class:`Pyramid`. A user's mixer replaces the depth-wise convolution."""
 
     config: ConvNeXtConfig
 
@@ -234,7 +234,7 @@ _BLOCK = "stages.{s}.blocks.{b}"
 
 
 def _timm(*mlp: Rearrange) -> Naming:
-    """timm's names; ``mlp`` is what lies between its MLPs' weights and ours, if not the usual transposition."""
+    """timm's names; ``mlp`` are the operations from its MLPs' weights to ours, if not the usual transposition."""
     return Naming(
         [
             ("stem.{i}", "stages.0.downsample.{i}"),

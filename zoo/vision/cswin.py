@@ -6,9 +6,9 @@ arXiv:2107.00652).
 
     block: x = x + CrossShaped(LN(x));  x = x + MLP(LN(x))        (:mod:`layers.attention.cross_shaped`)
 
-Stripes are 1, 2 and 7 tokens across (1, 2 and 12 at 384 pixels), in the last stage the whole map. Published for
-ImageNet-1k at 224: tiny 22.3 M parameters, 82.8 % top-1; small 34.6 M, 83.6 %; base 77.4 M, 84.2 %, at 384 85.5 %;
-pretrained on ImageNet-22k large 173.3 M, 86.5 %, at 384 87.5 %.
+Stripes are 1, 2 and 7 tokens wide (1, 2 and 12 at 384 pixels) in the first three stages; the last stage attends to the
+whole map. Published for ImageNet-1k at 224: tiny 22.3 M parameters, 82.8 % top-1; small 34.6 M, 83.6 %; base 77.4 M,
+84.2 %, at 384 85.5 %; pretrained on ImageNet-22k large 173.3 M, 86.5 %, at 384 87.5 %.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CSWinConfig(PyramidConfig):
     """Hyper-parameters of CSWin.
 
     Attributes:
-      stripes: tokens across a stripe, in each stage; None for attention of the whole map, which stands as well where
+      stripes: width of a stripe in tokens, in each stage; None for attention to the whole map, which is also used where
         the stripe is as wide as the map at ``image_size``, as in the authors' code.
       mlp_ratio: hidden width of the MLP / features.
     """
@@ -91,7 +91,7 @@ def _width(features: int, heads: tuple[int, ...], **more: Any) -> dict[str, Any]
 _BASE = _width(96, (4, 8, 16, 32), drop_path=0.5)
 _LARGE = _width(144, (6, 12, 24, 24), drop_path=0.5)
 _384: dict[str, Any] = {"image_size": 384, "stripes": (1, 2, 12, None)}
-# Stochastic depth as in the authors' commands; large's is base's, for want of one.
+# Stochastic depth as in the authors' commands; large, for which there is none, takes base's.
 VARIANTS: dict[str, dict[str, Any]] = {
     "cswin_tiny_224": {"depths": (1, 2, 21, 1), "drop_path": 0.2},
     "cswin_small_224": {"drop_path": 0.4},

@@ -4,13 +4,12 @@
     image -> patches -> linear -> + positions -> blocks -> norm -> times m -> average pool -> linear
     block: x = x + s1 reversed(norm(x)); x = x + s2 mlp(norm(x))        (:mod:`layers.attention.reversed`)
 
-Tokens send to those that they attend to; how loud a token is, m, is a product over the layers. Its parent in a tree is
-the token that gets most of what it sends ("attention" of :func:`zoo.attention_maps`). The lite models drop, after
-layers 2, 5, 8 and 11, the tokens of least m: 16 % of the first number each time.
+Each token sends to the tokens that it attends to; m, the strength of its messages, is a product over the layers. Its
+parent in a tree is the token to which it sends most ("attention" of :func:`zoo.attention_maps`). The lite models drop
+the tokens with the smallest m after layers 2, 5, 8 and 11: each time 16 % of the initial number.
 
-The authors' code is not published. Sizes, biases, the start of the scales, 1e-6, and that m decides what is dropped,
-are those of a port for timm (F. Guan), which was not trained: parameter counts and accuracies of the paper were not
-found.
+The authors' code is not published. Sizes, biases, the initial scale of 1e-6, and the choice of dropped tokens by m are
+those of a port for timm (F. Guan), which was not trained: parameter counts and accuracies of the paper were not found.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class DependencyViTConfig(IsotropicConfig):
     """Hyper-parameters of DependencyViT.
 
     Attributes:
-      prune_after: blocks after which tokens are dropped; ``reductions`` takes its place.
-      prune_ratio: how many each time / how many there are at first.
+      prune_after: blocks after which tokens are dropped; ``reductions`` replaces it.
+      prune_ratio: tokens dropped each time / initial tokens.
     """
 
     num_heads: int = 12
@@ -50,14 +49,16 @@ class DependencyViTConfig(IsotropicConfig):
 
 
 class Loudest(TokenReduction):
-    """Of the tokens those of the largest m, in their order."""
+    """Keeps the tokens with the largest m, in their order."""
 
     honors = frozenset(PER_TOKEN)
     shares: ClassVar[bool] = True
 
     def __init__(self, features: int, *, extent: Extent, keep: float, prefix: int = 0, rngs: nnx.Rngs, **_: Any):
-        """Args:
-        keep: share of the tokens that are left, rounded down.
+        """Makes the reduction.
+
+        Args:
+          keep: fraction of the tokens that is kept; their number is rounded down.
         """
         self.keep = keep
 

@@ -3,9 +3,9 @@
     image -> patches -> linear -> + positions, class token -> blocks -> average of patches -> norm -> linear
     block: x = x + attention(norm(x)); x = x + W2 norm(silu(W1 norm(x)) * V norm(x))
 
-A ViT whose attention also turns queries and keys by row and column (interleaved pairs, counted on the grid of
-pre-training at every image size; keys have no bias), with SwiGLU MLPs, which in base and large have a norm inside.
-Names and sizes are timm's (1.0.31); ``eva02_nano_patch4_32`` is our choice.
+A ViT whose attention also has rotary embeddings of rows and columns (of interleaved pairs, with positions measured on
+the grid of pre-training at every image size) and no bias of keys, and whose MLPs are SwiGLU, with an inner norm in base
+and large. Names and sizes are timm's (1.0.31); ``eva02_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations

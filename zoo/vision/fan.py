@@ -5,15 +5,15 @@
 
     block: x = x + s1 attention(LN(x));  x = x + s2 channels(LN(x))
 
-Channels are :class:`layers.channel_processing.ChannelProcessing`, which groups them as attention groups tokens.
+``channels`` is :class:`layers.channel_processing.ChannelProcessing`, which groups channels as attention groups tokens.
 Published for ImageNet-1k at 224, accuracy on it and on ImageNet-C: vit tiny 79.2 % and 57.5 %, small 82.5 and 64.5,
 base 83.6 and 67.0, large 83.9 and 67.7; hybrid tiny 80.1 and 57.4, small 83.5 and 64.7, base 83.9 and 66.4, large 84.3
 and 68.3.
 
 "tap" models: Robustifying Token Attention for Vision Transformers (Guo et al., ICCV 2023, arXiv:2303.11126). Attention
-reads tokens that are averaged with their neighbors (:mod:`layers.token_aware_pooling`), and is trained to look at other
-tokens from each token (:mod:`layers.attention.diverse`). Base hybrid, the one released, has 84.3 % top-1 and a mean
-corruption error of 43.7. ``fan_nano`` is our choice.
+reads tokens that are averaged with their neighbors (:mod:`layers.token_aware_pooling`), and a loss makes different
+tokens attend to different ones (:mod:`layers.attention.diverse`). Base hybrid, the one released, has 84.3 % top-1 and a
+mean corruption error of 43.7. ``fan_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from zoo.registry import register_family
 from zoo.vision.convnext import RULES as CONVNEXT_RULES
 from zoo.vision.convnext import ConvNeXt, ConvNeXtConfig
 
-# Of the widths of the convolutions that make patches, features is so many times each.
+# ``features`` divided by the width of each convolution that makes patches, by patch size.
 _STEMS = {16: (8, 4, 2, 1), 8: (4, 2, 1), 4: (4, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class FANConfig(IsotropicConfig):
-    """Hyper-parameters of FAN; ``drop_path`` is that of all blocks.
+    """Hyper-parameters of FAN; ``drop_path`` is the same for all blocks.
 
     Attributes:
       hybrid: blocks of the two stages of ConvNeXt that make patches; None for convolutions of stride 2.
       hybrid_features: of these stages.
-      fourier_features: sines and cosines of a row and of a column.
-      token_pooling: sizes of neighborhoods that a token chooses from (TAP); 0 for none.
-      attention_diversity: whether attention has the loss of its name (ADL).
+      fourier_features: number of sines and cosines of a row, and of a column.
+      token_pooling: number of neighborhood sizes that a token chooses from (TAP); 0 for no pooling.
+      attention_diversity: whether attention has the attention diversification loss (ADL).
     """
 
     class_position: Any = "after"
@@ -84,7 +84,7 @@ class UnbiasedLayerNorm(nnx.LayerNorm):
     """LayerNorm that divides by the unbiased variance, the sum of squares over features - 1."""
 
     def __init__(self, features: int, *, epsilon: float, **options: Any):
-        # That is, by the usual one with this epsilon and a smaller scale.
+        # Equal to the usual norm with this epsilon and a smaller scale.
         left = 1 - 1 / features
         super().__init__(
             features, epsilon=epsilon * left, use_fast_variance=False, promote_dtype=_scaled(math.sqrt(left)), **options
@@ -93,7 +93,8 @@ class UnbiasedLayerNorm(nnx.LayerNorm):
 
 @functools.cache
 def _scaled(factor: float) -> Any:
-    """What nnx calls with input, scale and bias of a norm, the scale times ``factor``; one function for each."""
+    """The function that nnx calls with input, scale and bias of a norm, here with the scale times ``factor``; cached,
+    so that equal norms have the same one."""
 
     def promoted(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
         x, scale, bias = promote_dtype(arrays, dtype=dtype, inexact=inexact)
@@ -103,8 +104,8 @@ def _scaled(factor: float) -> Any:
 
 
 class Trunk(ConvNeXt):
-    """A ConvNeXt whose norms after the stem's are as those of the authors' code, which is timm's of its time: on maps
-    that lie channels last, as they do after the first norm, it takes the unbiased variance
+    """A ConvNeXt whose norms after the stem's are those of the authors' code, an old version of timm: on maps in
+    channels-last memory, as all are after the first norm, it uses the unbiased variance
     (findings/timm_054_layer_norm_by_memory_layout.sh).
     """
 
@@ -145,8 +146,8 @@ class HybridStem(Module):
 
 
 class FourierPositions(Module):
-    """A linear map of sines and cosines of where a token is on the way from the first row and column to the last (DETR,
-    Carion et al., 2020). Parameters: ``linear``.
+    """A linear map of sines and cosines of a token's row and column, each divided by their number (DETR, Carion et al.,
+    2020). Parameters: ``linear``.
     """
 
     def __init__(self, features: int, count: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
@@ -167,9 +168,9 @@ class FourierPositions(Module):
 
 
 class CarryingClassBlock(ClassBlock):
-    """A block of class attention that changes what the next one reads: x + s norm(x), whose norm is then doubled.
+    """A block of class attention that also changes the patches, which the next block reads: 2 norm(x + s norm(x)).
 
-    That of XCiT (El-Nouby et al., 2021, arXiv:2106.09681) with the norm of all tokens:
+    It is that of XCiT (El-Nouby et al., 2021, arXiv:2106.09681) with the norm of all tokens:
 
         u = norm([c, x]);  c = c + s attention(u_c; u);  x = x + s u_x
         [c, x] = norm([c, x]);  c = c + s mlp(c);  x = 2 x
@@ -215,7 +216,7 @@ class FAN(Isotropic):
         return {"name": "diverse_attention" if c.attention_diversity else "attention", "use_bias": c.qkv_bias}
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
-        """The user's mixer or the architecture's own, of pooled tokens where the configuration says so."""
+        """The user's mixer or the architecture's own, on pooled tokens if the configuration says so."""
         c, spec = self.config, self.mixer_spec(place)
         if c.token_pooling:
             norm = {"norm": self._norm_of(), "norm_epsilon": c.norm_epsilon}
@@ -255,7 +256,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "fan_base_18_p16_224": {**_BASE, "depth": 18},
     "fan_large_24_p16_224": {**_LARGE, "depth": 24},
     "fan_tiny_8_p4_hybrid": {**_TINY, "num_heads": 8, "depth": 8, "hybrid": (3, 3)},
-    # Of the authors' name, with 10 blocks; of "16" the large one has 22.
+    # The authors' names: "12" has 10 blocks here, and the "16" of the large one 22.
     "fan_small_12_p4_hybrid": {**_SMALL, "depth": 10, "hybrid": (3, 3)},
     "fan_base_16_p4_hybrid": {**_BASE, "depth": 16, "hybrid": (3, 3)},
     "fan_large_16_p4_hybrid": {**_LARGE, "depth": 22, "hybrid": (3, 5)},

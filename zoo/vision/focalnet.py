@@ -1,4 +1,4 @@
-"""FocalNet: Focal Modulation Networks (Yang et al., NeurIPS 2022).
+"""FocalNet: Focal Modulation Networks (Yang et al., NeurIPS 2022, arXiv:2203.11926).
 
     image -> 4x4 convolution of stride 4 -> LN -> stage 1 -> 2x2 convolution of stride 2 -> LN -> stage 2 -> ... ->
     stage 4 -> LN -> mean
@@ -10,8 +10,8 @@ and "fl4" levels, convolutions that overlap (7x7 of stride 4, 3x3 of stride 2), 
 scale, and the huge ones a norm in the modulation too. Published for ImageNet-1k at 224 (srf / lrf): tiny 28.4 / 28.6 M
 parameters, 82.1 / 82.3 % top-1; small 49.9 / 50.3 M, 83.4 / 83.5 %; base 88.1 / 88.7 M, 83.7 / 83.9 %.
 
-The authors' configuration of large_fl4 divides the modulator by the number of levels, timm's of the same weights does
-not; ``normalize_modulator`` does, and is off as in timm, whose file is the listed one.
+The authors' configuration of large_fl4 divides the modulator by the number of levels; timm's, for the same weights,
+does not. ``normalize_modulator=True`` does; it is off by default, as in timm, whose file is the listed one.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class FocalNetConfig(PyramidConfig):
     """Hyper-parameters of FocalNet.
 
     Attributes:
-      num_heads: of a mixer with heads that takes the place of the modulation, which has none.
+      num_heads: for a mixer that replaces the modulation, which has no heads.
       levels, windows: of each stage's modulation: convolutions, and the size of the first one's kernel.
       normalize_modulator, modulation_norm: ``normalize`` and ``inner_norm`` of :class:`layers.FocalModulation`.
-      overlap: the convolutions between stages are larger than their strides.
+      overlap: whether the convolutions of the stem and between stages are larger than their strides.
       norm_order: of the blocks, "pre" or "res_post".
-      layer_scale: initial value of the factors on the branches; None for none.
+      layer_scale: initial value of the per-feature scale of the branches; None for no scale.
       mlp_ratio: hidden width of the MLP / features.
     """
 
@@ -191,14 +191,14 @@ _PARTS = ("query", "context", "gates")
 
 
 def _linear(theirs: str, ours: str, pointwise: bool) -> list[tuple[Any, ...]]:
-    """A linear layer of ours, in files that, or a 1x1 convolution."""
+    """A linear layer of ours, which in files is a linear layer too or, with ``pointwise``, a 1x1 convolution."""
     theirs, ours = f"{_BLOCK[0]}.{theirs}", f"{_BLOCK[1]}.{ours}"
     kernel = [(f"{theirs}.weight", f"{ours}.kernel", Rearrange("o i 1 1 -> i o"))] if pointwise else []
     return [*kernel, (theirs, ours)]
 
 
 def _names(pointwise: bool, inner_norm: str) -> list[tuple[Any, ...]]:
-    """What is in blocks of both namings; ``pointwise``: their linear layers are 1x1 convolutions."""
+    """The rules that both namings share; ``pointwise``: their linear layers are 1x1 convolutions."""
     fused, parts = f"{_BLOCK[0]}.modulation.f", tuple(f"{_BLOCK[1]}.mixer.{part}" for part in _PARTS)
     kernels = [
         (
@@ -222,7 +222,7 @@ def _names(pointwise: bool, inner_norm: str) -> list[tuple[Any, ...]]:
 
 
 def _timm(suffix: str) -> Naming:
-    """timm's names; ``suffix`` is what it adds to those of norms after a branch."""
+    """timm's names; ``suffix`` is added to those of norms after a branch."""
     branches = [
         rule
         for number, branch in (("1", "mixer"), ("2", "channel"))

@@ -3,9 +3,9 @@
     image -> patches -> linear -> blocks -> norm -> average pool -> linear
     block: x = x + W_o (u * (W norm(v) + b)),  [u; v] = GELU(W_i norm(x))        (:mod:`layers.token_mlp`)
 
-W mixes tokens, the same for all features; there are no other mixers or MLPs, no positions and no class token. W belongs
-to the tokens of 224 pixels; for images of other sizes it is resampled, which is our choice, as the paper's models take
-one size. Names and sizes are timm's (1.0.31); ``gmlp_nano_patch4_32`` is our choice.
+W mixes tokens, in the same way for all features; there are no other mixers or MLPs, no positions and no class token. W
+has the size of the tokens of 224 pixels; for other image sizes it is resampled, which is our choice: the paper's models
+take one size. Names and sizes are timm's (1.0.31); ``gmlp_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GMLPConfig(IsotropicConfig):
 class GMLP(Isotropic):
     """gMLP; names as in :class:`Isotropic`, without ``channel``.
 
-    Blocks with another mixer have an MLP besides.
+    Blocks with another mixer also have an MLP.
     """
 
     config: GMLPConfig

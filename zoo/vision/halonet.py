@@ -1,15 +1,14 @@
 """HaloNet: Scaling Local Self-Attention for Parameter Efficient Visual Backbones (Vaswani et al., CVPR 2021,
 arXiv:2103.12731).
 
-A ResNet in some of whose bottlenecks halo attention (:mod:`layers.attention.halo`) takes the place of the 3x3
-convolution:
+A ResNet in which halo attention (:mod:`layers.attention.halo`) replaces the 3x3 convolution of some bottlenecks:
 
     bottleneck:  y = f(shortcut(x) + N(conv1x1(f(N(halo(f(N(conv1x1(x)))))))))        f is ReLU or SiLU
 
-Blocks are of 8x8 tokens, the halo 2 or 3 wide. The paper's H0 to H7 were not released. These are timm's (1.0.31), at
-256 pixels: 26t 12.5 M parameters, 79.1 % top-1; 50ts 22.7 M, 81.7 %; se33ts, whose other bottlenecks are gated by
-squeeze-and-excitation and which has a last convolution, 13.7 M, 81.0 %; eca_halonext26ts, with convolutions in groups
-and gates by ECA, 10.8 M, 79.5 %; h1, the paper's H1, 8.1 M, which timm has without weights.
+Blocks are of 8x8 tokens, the halo 2 or 3 wide. The paper's H0 to H7 were not released. These models are timm's
+(1.0.31), at 256 pixels: 26t 12.5 M parameters, 79.1 % top-1; 50ts 22.7 M, 81.7 %; se33ts, whose other bottlenecks are
+gated by squeeze-and-excitation and which has a final convolution, 13.7 M, 81.0 %; eca_halonext26ts, with convolutions
+in groups and gates by ECA, 10.8 M, 79.5 %; h1, the paper's H1, 8.1 M, for which timm has no weights.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ class HaloNetConfig(ResNetConfig):
       num_heads, halos: of the attention of each stage.
       window: tokens along each side of a block of attention.
       head_dim: of queries and keys; None is width / heads.
-      attended: which bottlenecks of each stage have attention; all of a stage is "every".
+      attended: indices of the bottlenecks with attention, for each stage; "every" for all.
       activation: of all bottlenecks and convolutions.
-      stem_pool: whether maxima follow the stem, whose last convolution strides if not.
-      group_width: features of a group of the 3x3 convolutions; None is one group of all.
+      stem_pool: whether max-pooling follows the stem; if not, its last convolution has stride 2.
+      group_width: features of a group of the 3x3 convolutions; None is a single group.
       gate: of the channels inside the bottlenecks without attention, before their last convolution.
       final: features of a 1x1 convolution before the average pool; None for none.
     """
@@ -63,7 +62,7 @@ class HaloNetConfig(ResNetConfig):
 
 
 class HaloNet(ResNet):
-    """HaloNet; names as in :class:`ResNet`, with ``norm`` where it has a last convolution. A user's mixer stands in all
+    """HaloNet; names as in :class:`ResNet`, with ``norm`` if it has a final convolution. A user's mixer is used in all
     bottlenecks.
     """
 
@@ -183,8 +182,8 @@ def _pointwise(theirs: str, ours: str) -> list[tuple[Any, ...]]:
 
 
 def _naming(attended: tuple[Any, ...], convolutions: int) -> Naming:
-    """timm's names, in which the norm behind attention has another than that behind a convolution; ``convolutions`` are
-    those of the stem.
+    """timm's names, in which the norm after attention is named differently from that after a convolution;
+    ``convolutions`` is the number of the stem's.
     """
     blocks = [
         (stage, block) for stage, where in enumerate(attended) for block in (["{b}"] if where == "every" else where)

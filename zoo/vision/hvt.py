@@ -3,7 +3,7 @@
     image -> patches -> + positions -> blocks, with pooling between -> norm -> average of all tokens -> linear
     after blocks 0, w, 2 w, ...:  x = max_pool(x) + positions                  windows of 3 of the sequence, stride 2
 
-A DeiT without class token: 196 tokens become 97, 48, 23 and 11. The maxima are along the sequence, so that no grid is
+A DeiT without class token: 196 tokens become 97, 48, 23 and 11. Max-pooling is along the sequence, so that no grid is
 left. Published top-1 accuracy on ImageNet-1k, with GFLOPs: tiny_1 69.64 (0.64); small_0 to small_4 80.39 (4.57), 78.00
 (2.40), 77.36 (1.94), 76.32 (1.62), 75.23 (1.39). ``hvt_nano_patch4_32`` is our choice.
 """
@@ -25,7 +25,7 @@ class HVTConfig(IsotropicConfig):
 
     Attributes:
       pool_every: blocks from one pooling to the next, the first being after block 0; None for no pooling.
-        ``reductions`` takes its place.
+        ``reductions`` replaces it.
     """
 
     pool_every: int | None = 12

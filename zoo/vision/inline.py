@@ -3,11 +3,12 @@ arXiv:2412.06590).
 
     x = x + InLineAttention(norm(x));  x = x + MLP(norm(x))    in a narrow DeiT, in the first stages of Swin and CSWin
 
-In Swin it sees the whole map, in all stages but the last (tiny), but the last two (small), and in two and two blocks of
-the third (base); the other blocks have Swin's windows. CSWin, which is deeper at first than the original, has it in its
-first two stages, where it makes its convolution of what enters the block before the norm. Published top-1 accuracy on
-ImageNet-1k: DeiT 74.5, 80.2, 82.3 (tiny, small at 288 pixels, base at 448); Swin 82.4, 83.6, 84.1; CSWin 83.2, 83.8,
-84.5. Parameters are those of the released code; the authors' README has 25, 43 and 96 M of CSWin.
+In Swin it attends to the whole map, in all stages but the last (tiny), in the first two (small), and in these and two
+blocks of the third (base); the other blocks keep Swin's windows. CSWin, whose first stages are deeper than the
+original's, has it in its first two stages, where its convolution reads the input of the block before the norm.
+Published top-1 accuracy on ImageNet-1k: DeiT 74.5, 80.2, 82.3 (tiny, small at 288 pixels, base at 448); Swin 82.4,
+83.6, 84.1; CSWin 83.2, 83.8, 84.5. Parameters are those of the released code; the authors' README states 25, 43 and 96
+M for CSWin.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SWIN = {
     f"inline_swin_{name}": options
     for name, options in swin_sizes(("IIIW", "IIWW", "IIMW"), lambda stage: _MIXER).items()
 }
-# The norm of CSWin's blocks is the mixer's.
+# In CSWin's blocks the norm belongs to the mixer.
 IN_CSWIN = {"name": "inline", "enhancement": 3, "norm": "layer"}
 _IN_STAGES: dict[str, Any] = {"pattern": {f"{stage}.every": IN_CSWIN for stage in range(2)}}
 _DEEPER: dict[str, Any] = {**_IN_STAGES, "depths": (3, 6, 29, 2)}

@@ -3,18 +3,17 @@
     image -> two 3x3 convolutions of stride 2, LN -> stage 1 -> LN, 2x2 convolution of stride 2 -> stage 2 -> ... ->
     stage 4 -> LN -> average pool -> head
 
-    even blocks: x = x + depthwise3x3(x);  x = x + attention in 7x7 windows(LN(x));  x = x + depthwise3x3(x)
-                 x = x + MLP(LN(x))
-    odd blocks:  x = x + depthwise3x3(x);  x = x + ReLULinear(LN(x));  x = x +
-      depthwise7x7(BN(GELU(depthwise7x7(LN(x)))))
-                 x = x + MLP(LN(x))
+    even blocks: x = x + depthwise3x3(x);  x = x + attention in 7x7 windows(LN(x))
+                 x = x + depthwise3x3(x);  x = x + MLP(LN(x))
+    odd blocks:  x = x + depthwise3x3(x);  x = x + ReLULinear(LN(x))
+                 x = x + depthwise7x7(BN(GELU(depthwise7x7(LN(x)))));  x = x + MLP(LN(x))
 
-Linear attention (:mod:`layers.attention.relu_linear`) spreads over the map; the two convolutions after it concentrate
-it. Windows have no positions, and the zeros that fill them up are attended to. Published for ImageNet-1k at 224: tiny
-28.6 M parameters, 83.1 % top-1; small 50.2 M, 84.1 %; base 88.6 M, 84.4 %, pretrained on ImageNet-22k 86.0 %, at 384
-87.0 %.
+Linear attention (:mod:`layers.attention.relu_linear`) is spread over the whole map; the two convolutions after it
+concentrate it locally. Windows have no position bias, and the zeros that pad them are attended to. Published for
+ImageNet-1k at 224: tiny 28.6 M parameters, 83.1 % top-1; small 50.2 M, 84.1 %; base 88.6 M, 84.4 %, pretrained on
+ImageNet-22k 86.0 %, at 384 87.0 %.
 
-The authors fill up images whose sides are no multiples of 4 with zeros; here the convolutions of the stem do.
+The authors pad images whose sides are not multiples of 4 with zeros; here the convolutions of the stem do.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class L2ViTConfig(PyramidConfig):
 
     Attributes:
       window: tokens along each side of a window of the even blocks.
-      concentration: tokens along each side of the kernels of the convolutions that follow linear attention.
+      concentration: kernel size of the convolutions that follow linear attention.
       mlp_ratio: hidden width of the MLP / features.
     """
 

@@ -23,7 +23,7 @@ from zoo.registry import freeze, register_family
 
 @dataclasses.dataclass(frozen=True)
 class LongViTConfig(IsotropicConfig):
-    """Hyper-parameters of LongViT; those of the attention are its mixer's."""
+    """Hyper-parameters of LongViT; those of the attention are options of its mixer."""
 
     class_token: bool = False
     pool: Any = "average"

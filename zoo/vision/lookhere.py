@@ -10,8 +10,8 @@ fields of view of 180, 90 and 45 degrees, 91.1 M parameters each.
 
 The released files hold their ``head_directions``, ``layer_slopes`` and ``global_slope`` beside the weights
 (``torch.load(FILE)["config"]``): give them as ``fields=tuple(head_directions.split("-"))``, ``layer_slopes=`` and
-``slope=``. What the variants have is our choice, eight heads that look in eight directions and four that see all;
-without these numbers of the file, the released weights give other outputs.
+``slope=``. The values of the variants are our choice, with eight heads that look in eight directions and four that see
+everything; without those of the file, the released weights give other outputs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from zoo.vision import vit
 
 @dataclasses.dataclass(frozen=True)
 class LookHereConfig(IsotropicConfig):
-    """Hyper-parameters of LookHere; ``drop_path`` is that of all blocks.
+    """Hyper-parameters of LookHere; ``drop_path`` is the same for all blocks.
 
     Attributes:
       fields, slope, layer_slopes: of :class:`layers.DirectedAttention`.
-      rounded: penalties are rounded to bfloat16, as in the authors' code.
+      rounded: whether distance penalties are rounded to bfloat16, as in the authors' code.
     """
 
     fields: tuple[str, ...] = ("halves", "diagonals", "none")

@@ -7,7 +7,7 @@
 
 Published for ImageNet-1k at 224: femto 7.3 M parameters, 78.9 % top-1; kobe 9.1 M, 80.0 %; tiny 26.5 M, 82.7 %; small
 48.5 M, 84.1 %; base 84.8 M, 84.2 %. timm's own models ("rw") have no norm inside the stem, the norm between stages
-before the convolution, layer scale and no norm behind the last GELU; the base ones are wider inside.
+before the convolution, layer scale, and no norm after the last GELU; their base models are wider inside the blocks.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class MambaOutConfig(PyramidConfig):
     """Hyper-parameters of MambaOut.
 
     Attributes:
-      num_heads: suggested to a mixer that takes the place of the gated convolution, which has none.
+      num_heads: for a mixer that replaces the gated convolution, which has no heads.
       expansion, conv_ratio, kernel_size: of the gated convolutions.
       activation: of them and of the stem.
-      stem_norm: a norm after the stem's first convolution.
-      norm_first: the norm between two stages is before the convolution.
-      layer_scale: initial value of the factors on the branches; None for none.
+      stem_norm: whether a norm follows the stem's first convolution.
+      norm_first: whether the norm between two stages precedes the convolution.
+      layer_scale: initial value of the per-feature scale of the branches; None for no scale.
       head_ratio: hidden features of the head / features.
-      head_norm: a norm before the classifier.
+      head_norm: whether there is a norm before the classifier.
     """
 
     features: tuple[int, ...] = (96, 192, 384, 576)
@@ -123,7 +123,7 @@ class MambaOut(Pyramid):
 _FEMTO: dict[str, Any] = {"features": (48, 96, 192, 288), "num_heads": (2, 4, 8, 12)}
 _BASE: dict[str, Any] = {"features": (128, 256, 512, 768), "num_heads": (4, 8, 16, 24)}
 _DEEP: dict[str, Any] = {"depths": (3, 4, 27, 3)}
-# timm makes their factors 1e-5, whatever its variants ask for.
+# timm's layer scales start at 1e-5, whatever its variants ask for.
 _RW: dict[str, Any] = {"stem_norm": False, "norm_first": True, "layer_scale": 1e-5, "head_norm": False}
 _WIDE: dict[str, Any] = {**_BASE, **_RW, "expansion": 3.0, "conv_ratio": 1.5, "activation": silu}
 
@@ -182,7 +182,7 @@ PARAMETERS = {
 
 
 def _names(stem: str, shrink: str, block: str, head: dict[str, str]) -> Naming:
-    """A naming: its templates of the stem, of what is between stages, of blocks, and its names of the head's parts."""
+    """A naming, from its templates of the stem, of downsampling and of blocks, and its names of the head's parts."""
     mixer = "stages.{s}.blocks.{b}.mixer"
     return Naming(
         [

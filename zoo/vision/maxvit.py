@@ -1,4 +1,4 @@
-"""MaxViT: Multi-Axis Vision Transformer (Tu et al., ECCV 2022).
+"""MaxViT: Multi-Axis Vision Transformer (Tu et al., ECCV 2022, arXiv:2204.01697).
 
     image -> 3x3 convolution of stride 2, norm, GELU, 3x3 convolution -> 4 stages -> average pool -> norm -> linear,
     tanh -> head
@@ -87,16 +87,14 @@ class MaxViTBlock(Module):
         self.conv, self.window, self.grid = conv, window, grid
 
     def __call__(self, x: jax.Array, tokens: Known = None) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height', width', features); the convolution knows no
+        """Maps (batch, height, width, in_features) to (batch, height', width', features); the convolution ignores the
         mask.
         """
         return self.grid(self.window(self.conv(x), tokens), tokens)
 
 
 class MaxViT(Pyramid):
-    """MaxViT; names as in :class:`Pyramid`. The user's mixer takes the place of the attention inside both windows and
-    grids.
-    """
+    """MaxViT; names as in :class:`Pyramid`. A user's mixer replaces the attention inside both windows and grids."""
 
     config: MaxViTConfig
 

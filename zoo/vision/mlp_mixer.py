@@ -4,9 +4,9 @@
     block: x = x + token_mlp(norm(x)); x = x + mlp(norm(x))        (:mod:`layers.token_mlp`)
 
 There are no positions and no class token. The token MLP has half as many hidden tokens as the model has features. Its
-matrices belong to the tokens of 224 pixels; for images of other sizes they are resampled, which is our choice, as the
-paper's models take one size. Names and sizes are timm's (1.0.31); GELU is the exact one, as there; the authors' code
-approximates it, so that their files (names "google") want ``mlp="gelu_tanh"``. ``mixer_nano_patch4_32`` is our choice.
+matrices have the size of the tokens of 224 pixels; for other image sizes they are resampled, which is our choice: the
+paper's models take one size. Names and sizes are timm's (1.0.31). GELU is exact, as in timm; the authors' code
+approximates it, so that their files (naming "google") need ``mlp="gelu_tanh"``. ``mixer_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ this attention in place of windows. Published for ImageNet-1k at 224: NAT mini 2
 200.9 M, pretrained on ImageNet-22k, 86.6 %, at 384 87.4 %, with windows of 11x11 87.5 %; DiNAT_s tiny to base 81.8,
 83.5 and 83.8 %, large 86.5 %, at 384 87.4 %.
 
-Where a map is smaller than a window, ours see all of it; the authors pad it with zeros that are attended to. No
-published size has such maps at its own resolution.
+Where a map is smaller than a window, our windows are the whole map; the authors pad the map with zeros that are
+attended to. No published size has such maps at its own resolution.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class NATConfig(PyramidConfig):
 
     Attributes:
       window: tokens along each side of a neighborhood.
-      dilations: of the neighborhoods in every second block of each stage, the first being its second.
+      dilations: of the neighborhoods in every second block of each stage, starting with its second block.
       mlp_ratio: hidden width of the MLP / features.
-      layer_scale: initial value of the factors on the branches; None for none.
+      layer_scale: initial value of the per-feature scale of the branches; None for no scale.
     """
 
     features: tuple[int, ...] = (64, 128, 256, 512)
@@ -153,7 +153,7 @@ SWIN: dict[str, dict[str, Any]] = {
     "dinat_s_large_21k": _dinat_s(192, 18, 0.2, _224, num_classes=21841),
 }
 
-# Of the authors' code. The classes of ImageNet-22k are as many as Swin's, which that code does not say.
+# Of the authors' code. It does not state the number of classes of ImageNet-22k; ours is Swin's.
 PARAMETERS = {
     "nat_mini": 19_984_174,
     "nat_tiny": 27_901_582,

@@ -6,8 +6,8 @@ arXiv:2403.02411).
 
 There are no positions, no class token and no final norm. The authors' model is for CIFAR-10: 32 pixels, patches of 4,
 trained by Adam at 1e-3 with batches of 128 (2.65 M parameters; the repository states no accuracy, and there are no
-weights). The matrices of the token MLP belong to the tokens of 32 pixels; for images of other sizes they are resampled,
-which is our choice. ``ninformer_nano_patch4_32`` is our choice, too.
+weights). The matrices of the token MLP have the size of the tokens of 32 pixels; for other image sizes they are
+resampled, which is our choice. ``ninformer_nano_patch4_32`` is our choice, too.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ arXiv:2502.20087).
     block of the focus net:     c = a c + b c_0;  z = [x, c];  z = z + depthwise3x3(z);  z = a z + context_mixing(LN(z))
                                 z = z + depthwise3x3(z);  z = a z + MLP(LN(z))
 
-a and b are factors and offsets of each feature, which begin at 1 and 0; the first two stages have none. MLPs are W2
-GRN(h + depthwise3x3(h)) with h = GELU(W1 x). The first block of the focus net takes its context as it is. In training
-the overview net classifies too: its logits are reported as "overview", and the authors add 0.4 times their loss.
+a and b scale and shift each feature, starting at 1 and 0; the first two stages have no a. MLPs are W2 GRN(h +
+depthwise3x3(h)) with h = GELU(W1 x). The first block of the focus net takes c_0 as its context. In training the
+overview net has a classifier too: its logits are reported as "overview", and the authors add 0.4 times their loss.
 
 Published for ImageNet-1k at 224: XT 16.4 M parameters, 82.7 % top-1; T 33 M, 84.2 %; S 56 M, 84.8 %; B 95 M, 85.1 %.
-These are counts of the form for deployment, "reparam", whose large kernels are merged with their branches, without the
-overview's classifier. ``zoo.reparameterize(model, only=layers.LargeKernelConvolution)`` makes it of the other.
+These counts are of the form for deployment, "reparam", whose large kernels are merged with their branches, without the
+overview's classifier. ``zoo.reparameterize(model, only=layers.LargeKernelConvolution)`` converts the form for training
+into it.
 """
 
 from __future__ import annotations
@@ -55,15 +56,16 @@ class OverLoCKConfig(PyramidConfig):
     """Hyper-parameters of OverLoCK.
 
     Attributes:
-      features, depths, num_heads: of the base net's stages, and last of the overview net; the heads are suggested to
-        another mixer.
+      features, depths, num_heads: of the base net's stages and, last, of the overview net; the heads are for a user's
+        mixer.
       focus_depths, focus_heads: blocks of the focus net's two stages, and half of the groups of their kernels.
       kernel_sizes: of each stage; those of the last two are the focus net's too.
-      mlp_ratio, focus_mlp_ratio: hidden width of the MLPs / features, in the focus net without the context's.
-      scaled: whether the blocks of each stage have factors on x.
-      projection: features that the head sees.
-      overview_head: whether the overview net has a classifier of its own.
-      merged: whether large kernels have the merged form, that for deployment.
+      mlp_ratio, focus_mlp_ratio: hidden width of the MLPs / features, in the focus net / features without the
+        context's.
+      scaled: whether the blocks of each stage scale and shift x (the a above).
+      projection: features of the head's input.
+      overview_head: whether the overview net has a classifier.
+      merged: whether large kernels have the merged form, for deployment.
     """
 
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
@@ -79,7 +81,7 @@ class OverLoCKConfig(PyramidConfig):
 
 
 class RepConv(ConvNeXtBranch):
-    """``channel(gate(norm(mixer(x))))``: the mixing of tokens and of channels in one residual branch."""
+    """``channel(gate(norm(mixer(x))))``: token mixing and channel mixing in one residual branch."""
 
     def __init__(self, mixer: Mixer, norm: nnx.Module, gate: nnx.Module, channel: nnx.Module):
         super().__init__(mixer, norm, channel)
@@ -90,12 +92,12 @@ class RepConv(ConvNeXtBranch):
 
 
 class FocusBlock(Block):
-    """A block of features followed by their context, which the overview's is added to first; ``context_scale``,
-    ``overview_scale``.
+    """A block on features with their context appended, to which the overview's context is first added. Parameters also:
+    ``context_scale``, ``overview_scale``.
     """
 
     def __init__(self, branches: Mapping[str, Any], *, context: int, first: bool, **options: Any):
-        """``context``: how many of the features it is; ``first``: whether it is the overview's already."""
+        """``context``: number of features of the context; ``first``: whether the context is the overview's already."""
         super().__init__(branches, **options)
         common = {name: options[name] for name in ("dtype", "param_dtype")}
         self.context_scale, self.overview_scale = (None if first else Affine(context, **common) for _ in range(2))
@@ -110,8 +112,8 @@ class FocusBlock(Block):
 
 
 class FocusStage(Module):
-    """One resolution of the focus net: ``features`` and ``context``, convolutions of stride 2, in the second, and
-    ``blocks``.
+    """One resolution of the focus net: ``blocks``, in the second preceded by convolutions of stride 2, ``features`` and
+    ``context``.
     """
 
     def __init__(self, shrink: tuple[nnx.Module, nnx.Module] | None, blocks: Stack, context: int):
@@ -120,8 +122,8 @@ class FocusStage(Module):
         self.blocks, self.split = blocks, context
 
     def __call__(self, x: jax.Array, overview: jax.Array) -> jax.Array:
-        """Maps features and context (batch, height, width, features) to the same of this resolution, whose context is
-        that of the ``overview``.
+        """Maps features with their context, (batch, height, width, features), to those of this resolution; ``overview``
+        is the overview's context at this resolution.
         """
         if self.features is not None:
             features, context = jnp.split(x, [x.shape[-1] - self.split], axis=-1)
@@ -144,9 +146,9 @@ class OverviewHead(Module):
 
 class OverLoCK(Pyramid):
     """OverLoCK. Names: as in :class:`Pyramid`, whose last stage is the overview net, with ``context``, ``focus.S``,
-    which are named as stages, and ``overview_head``.
+    named like stages, and ``overview_head``.
 
-    A user's mixer stands for large kernels and context mixing.
+    A user's mixer replaces large kernels and context mixing.
     """
 
     config: OverLoCKConfig
@@ -157,7 +159,7 @@ class OverLoCK(Pyramid):
     }
 
     def __init__(self, config: OverLoCKConfig, *, rngs: nnx.Rngs):
-        """Raises ValueError where there are not at least two stages, and two of the focus net."""
+        """Raises ValueError unless there are at least two stages, and two of the focus net."""
         if len(config.depths) < 2 or len(config.focus_depths) != 2:
             raise ValueError(
                 "OverLoCK has a base net, an overview net and two stages of the focus net: depths= gives at least two "
@@ -269,7 +271,7 @@ class OverLoCK(Pyramid):
         return ConvNorm(c.features[-1] + c.features[-1] // 4, c.projection, **options)
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
-        """Replaces the head, and that of the overview, by fresh ones for ``num_classes``; 0 removes them."""
+        """Replaces the head and the overview's by fresh ones for ``num_classes``; 0 removes them."""
         rngs = nnx.Rngs(0) if rngs is None else rngs
         super().reset_head(num_classes, rngs=rngs)
         self.overview_head = nnx.data(self._make_overview_head(rngs))
@@ -277,8 +279,8 @@ class OverLoCK(Pyramid):
     def features(
         self, images: jax.Array, indices: Sequence[int] | None = None, *, norm: bool = False
     ) -> list[jax.Array]:
-        """As :meth:`Pyramid.features`: maps of the base net, the last two of them of the focus net, with the context as
-        last features."""
+        """As :meth:`Pyramid.features`: maps of the base net, and as the last two those of the focus net, with the
+        context as last features."""
         maps, _ = self._run(images)
         if norm:
             maps[-1] = self.norm(maps[-1])

@@ -70,14 +70,14 @@ PARAMETERS = {
     "overlock_b_reparam": 95_520_680,
 }
 
-# Of preprocessing, by size.
+# Crop fractions of preprocessing, by size.
 CROPS = {"xt": 0.925, "t": 0.95, "s": 0.95, "b": 0.975, "nano": 0.95}
 
 _POINTWISE = Rearrange("o i 1 1 -> i o")
 
 
 def _linear(theirs: str, ours: str) -> list[tuple[Any, ...]]:
-    """A linear layer, which is a convolution of size 1 in the authors' files."""
+    """A linear layer, which is a 1x1 convolution in the authors' files."""
     return [(f"{theirs}.weight", f"{ours}.kernel", _POINTWISE), (theirs, ours)]
 
 
@@ -98,7 +98,7 @@ def _response(theirs: str, ours: str) -> list[tuple[Any, ...]]:
 
 
 def _scale(theirs: str, ours: str) -> list[tuple[Any, ...]]:
-    """Factors, which are a depth-wise convolution of size 1 in the authors' files."""
+    """Scale and shift of features, which are a depth-wise 1x1 convolution in the authors' files."""
     return [(f"{theirs}.weight", f"{ours}.scale", Rearrange("d 1 1 1 -> d")), (f"{theirs}.bias", f"{ours}.bias")]
 
 

@@ -5,8 +5,8 @@
       8 x the same 6 x [z = z + Attention(norm(z));  z = z + MLP(norm(z))]
       classes = W cross(query, latents)                              one query
 
-The parts are those of the model of text (:mod:`zoo.language.perceiver`). Three stems, of which two know nothing of
-images but where each pixel is:
+The parts are those of the text model (:mod:`zoo.language.perceiver`). There are three stems, of which two know nothing
+about images except the position of each pixel:
 
     learned    256 features of each pixel, beside a learned position of 256, projected           50,176 pixels
     fourier    the pixel, beside 2 coordinates in [-1, 1], and sin(pi f c), cos(pi f c) of each c, for 64 frequencies f
@@ -14,9 +14,9 @@ images but where each pixel is:
     conv       a 7x7 convolution of 64 features in steps of 2, batch norm, ReLU and 3x3 maximum in steps of 2, beside
                those of resolution 56                                                               3,025 places
 
-``depth`` counts blocks with parameters of their own, which are run ``rounds`` times. Latents have no place:
-``features`` gives (batch, latents, features), and a mixer that needs a grid is refused. ``perceiver_image_nano`` is our
-choice.
+``depth`` counts blocks with parameters of their own, which are run ``rounds`` times. Latents have no position in the
+image: ``features`` returns (batch, latents, features), and a mixer that needs a grid is refused.
+``perceiver_image_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class PerceiverImageConfig(IsotropicConfig):
     Attributes:
       stem: "learned", "fourier" or "conv".
       stem_features: of pixels and of their learned positions, or of the convolution.
-      bands, resolution: frequencies of a coordinate, and twice the highest.
-      latents: how many.
-      rounds: how often the blocks are run, one round after another.
-      cross_heads: of the attention that reads pixels; None is num_heads. The query of classes has one.
+      bands, resolution: number of frequencies of a coordinate, and twice the highest frequency.
+      latents: number of latents.
+      rounds: how many times all blocks are run.
+      cross_heads: heads of the attention that reads pixels; None is num_heads. The attention of the class query has
+        one.
     """
 
     features: int = 1024
@@ -83,7 +84,7 @@ class PerceiverImageConfig(IsotropicConfig):
 
 
 class PerceiverStem(Module):
-    """Pixels or features of them, beside their positions.
+    """Pixels or features of them, concatenated with their positions.
 
     Parameters: of "learned" ``conv``, ``position`` and ``projection``, of "conv" ``conv`` (:class:`layers.ConvNorm`).
     """
@@ -109,7 +110,7 @@ class PerceiverStem(Module):
         self.features = places + (c.in_channels if c.stem == "fourier" else width)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of what it gives for an image of so many pixels."""
+        """Rows and columns of the output for an image of this size."""
         if self.stem != "conv":
             return height, width
         rows, columns = (((side + 1) // 2 - 3) // 2 + 1 for side in (height, width))
@@ -129,8 +130,8 @@ class PerceiverStem(Module):
 
 
 def fourier_features(grid: tuple[int, int], bands: int, resolution: int) -> np.ndarray:
-    """Coordinates of the cells of a grid in [-1, 1], sines, and cosines of their multiples: float32 (rows, columns, 4
-    bands + 2).
+    """Coordinates of the cells of a grid in [-1, 1], then sines, then cosines of their multiples: float32 (rows,
+    columns, 4 bands + 2).
     """
     axes = (np.linspace(-1, 1, side) for side in grid)
     cells = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
@@ -153,7 +154,7 @@ class PerceiverImage(Isotropic):
         """As :class:`Isotropic`.
 
         Raises:
-          ValueError: a mixer that takes grids alone, for latents have none, or an unknown stem.
+          ValueError: a mixer that takes only grids, since latents have none, or an unknown stem.
         """
         super().__init__(config, rngs=rngs)
         if self.takes_grid:
@@ -172,10 +173,10 @@ class PerceiverImage(Isotropic):
     def make_stack(
         self, stage: int = 0, *, reductions: Mapping[int, TokenReduction] | None = None, rngs: nnx.Rngs
     ) -> Stack:
-        """The blocks of all rounds: those of one, repeated.
+        """The blocks of all rounds: those of one round, repeated.
 
         Raises:
-          ValueError: reductions, for latents lie on no grid.
+          ValueError: reductions, since all blocks have the same latents.
         """
         if reductions:
             raise ValueError("a Perceiver has as many latents in all blocks: leave reductions out")
@@ -193,7 +194,7 @@ class PerceiverImage(Isotropic):
         return super().features(images, indices, norm=norm)
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        """What the one query finds: (batch, features)."""
+        """The output of the class query: (batch, features)."""
         return self.decoder(self._run(images)[0][0])[:, 0]
 
 
@@ -231,7 +232,7 @@ RULES = {
 
 
 def _rounds(config: Mapping[str, Any]) -> Any:
-    """How often the blocks are run, of a model that has no option that this family has not."""
+    """The number of rounds. Raises ValueError for options that this family does not have."""
     one_of(config, "hidden_act", {"gelu": "gelu"})
     one_of(config, "use_query_residual", {True: "yes"})
     one_of(config, "cross_attention_shape_for_attention", {"kv": "kv"})

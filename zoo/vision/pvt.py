@@ -1,14 +1,15 @@
-"""PVT v2: Improved Baselines with Pyramid Vision Transformer (Wang et al., Computational Visual Media 2022).
+"""PVT v2: Improved Baselines with Pyramid Vision Transformer (Wang et al., Computational Visual Media 2022,
+arXiv:2106.13797).
 
     image -> 7x7 convolution of stride 4, LN -> stage 1 -> 3x3 convolution of stride 2, LN -> stage 2 -> ... -> stage 4
     -> average pool -> head
 
     block: x = x + SRA(LN(x));  x = x + ConvMLP(LN(x))            each stage ends with LN
 
-SRA is attention to a reduced map: patches of 8, 4, 2 and 1 tokens a side become one in the four stages, or, in the
-linear form, all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP sees
-where tokens are. Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M,
-82.0 %; b2_li 22.6 M, 82.1 %; b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
+SRA is attention to a reduced map: in the four stages patches of 8, 4, 2 and 1 tokens a side become one token; in the
+linear form all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP encodes
+positions. Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M, 82.0 %;
+b2_li 22.6 M, 82.1 %; b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class PVTv2Config(PyramidConfig):
     """Hyper-parameters of PVT v2.
 
     Attributes:
-      reductions: tokens along each side of a patch that attention sees as one, in each stage.
-      pool: tokens along each side of the maps that attention sees, in the linear form; None for reductions.
+      reductions: tokens along each side of a patch that attention sees as one token, in each stage.
+      pool: tokens along each side of the pooled map in the linear form; None for ``reductions``.
       mlp_ratios: hidden width of the MLP / features, in each stage.
     """
 
@@ -67,7 +68,7 @@ class PVTv2(Pyramid):
         return self._embedding(c.features[stage - 1], c.features[stage], 3, 2, rngs)
 
     def _embedding(self, in_features: int, features: int, kernel_size: int, strides: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Patches that overlap."""
+        """A convolution of overlapping patches, with a norm."""
         init = variance_scaling(2.0, "fan_out", "normal")
         common = {"norm": "layer", "kernel_init": init, **self._common(rngs)}
         return ConvNorm(in_features, features, kernel_size=kernel_size, strides=strides, **common)
@@ -145,7 +146,7 @@ _TRANSFORMERS: list[tuple[Any, ...]] = [
 
 
 def _in_blocks(block: str, rules: list[tuple[Any, ...]], stage: str = "{s}") -> list[tuple[Any, ...]]:
-    """Rules of the names inside a block, whose template is ``block``; for one stage where it is named."""
+    """Rules of the names inside a block, whose template is ``block``; for one stage if ``stage`` names it."""
 
     def ours(names: Any) -> Any:
         return (
@@ -194,7 +195,7 @@ RULES: dict[str, Naming] = {
     ),
 }
 
-# What transformers' config.json says of it that weights do not show.
+# Fields in transformers' config.json that weights do not show.
 DESCRIBED: dict[str, Any] = {
     "num_heads": lambda config: tuple(config["num_attention_heads"]) if "num_attention_heads" in config else None
 }

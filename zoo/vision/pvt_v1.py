@@ -1,14 +1,14 @@
 """PVT: Pyramid Vision Transformer, a Versatile Backbone for Dense Prediction without Convolutions (Wang et al., ICCV
-2021).
+2021, arXiv:2102.12122).
 
     image -> patches of 4, LN, + positions -> stage 1 -> patches of 2, LN, + positions -> stage 2 -> ... -> stage 4 ->
     LN -> head
 
     block: x = x + SRA(LN(x));  x = x + MLP(LN(x))
 
-SRA is attention to a reduced map: patches of 8, 4 and 2 tokens a side become one. The last stage has a class token,
-which the head sees, and attends to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small 79.8,
-medium 81.2, large 81.7 %. ``pvt_nano`` is our choice.
+SRA is attention to a reduced map: patches of 8, 4 and 2 tokens a side become one token. The last stage has a class
+token, which the head reads, and attends to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small
+79.8, medium 81.2, large 81.7 %. ``pvt_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class PVTConfig(PyramidConfig):
     """Hyper-parameters of PVT.
 
     Attributes:
-      patch_size: pixels of the first patches; those between stages are of 2 x 2 tokens.
-      reductions: tokens along each side of a patch that attention sees as one, in each stage but the last.
+      patch_size: side in pixels of the first patches; those between stages have 2 x 2 tokens.
+      reductions: tokens along each side of a patch that attention sees as one token, in each stage but the last.
       mlp_ratios: hidden width of the MLP / features, in each stage.
     """
 
@@ -92,7 +92,7 @@ class Embedding(Module):
 
 
 class ClassStage(Stage):
-    """A stage whose blocks see a class token before those of the map. Parameters also: ``class_token``,
+    """A stage whose blocks see a class token before the tokens of the map. Parameters also: ``class_token``,
     ``class_position``.
     """
 
@@ -145,7 +145,7 @@ class PVT(Pyramid):
         """The mixer of a block; in the last stage one that takes the class token too.
 
         Raises:
-          ValueError: it takes grids only, in the last stage.
+          ValueError: a mixer of the last stage that takes only grids.
         """
         features = self._width(place)
         mixer = bidirectional(self.mixer_spec(place), features, place=place, rngs=rngs)

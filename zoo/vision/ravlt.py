@@ -5,9 +5,9 @@
 
     block: x = x + depthwise3x3(x);  x = x + s1 RALA(LN(x));  x = x + s2 W2 (h + depthwise3x3(h)), h = GELU(W1 LN(x))
 
-RMT's body with another attention (:mod:`layers.attention.rank_augmented`): linear in the first two stages, by softmax
-in the last two, in all sizes. Published for ImageNet-1k at 224: tiny 14.9 M parameters, small 25.6 M, base 48.2 M,
-large 95.2 M; files under hf://aldjalkdf/RAVLT.
+RMT's body with another attention (:mod:`layers.attention.rank_augmented`), which in all sizes is linear in the first
+two stages and softmax attention in the last two. Published for ImageNet-1k at 224: tiny 14.9 M parameters, small 25.6
+M, base 48.2 M, large 95.2 M; files under hf://aldjalkdf/RAVLT.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class RAVLTConfig(RMTConfig):
     """Hyper-parameters of RAVLT.
 
     Attributes:
-      linear: whether attention is linear, in each stage; ``decomposed`` and ``decay_ranges`` are of RMT alone.
+      linear: whether attention is linear, in each stage. ``decomposed`` and ``decay_ranges`` are not used: they belong
+        to RMT.
     """
 
     num_heads: tuple[int, ...] = (1, 2, 4, 8)

@@ -4,9 +4,9 @@ arXiv:2105.03404).
     image -> patches -> linear -> blocks -> affine -> average pool -> linear
     block: x = x + s1 linear_across_tokens(affine(x)); x = x + s2 mlp(affine(x))        (:mod:`layers.token_mlp`)
 
-In place of norms there is a scale and a shift of each feature, without statistics. The linear layer belongs to the
-tokens of 224 pixels; for images of other sizes it is resampled, which is our choice, as the paper's models take one
-size. Names and sizes are timm's (1.0.31); ``resmlp_nano_patch4_32`` is our choice.
+In place of norms there are a scale and a shift of each feature, without statistics. The linear layer across tokens has
+the size of the tokens of 224 pixels; for other image sizes it is resampled, which is our choice: the paper's models
+take one size. Names and sizes are timm's (1.0.31); ``resmlp_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ resmlp_big_24_224: fb_in1k {_CLASSES}; fb_distilled_in1k {_CLASSES}; fb_in22k_ft
 
 
 def _rules(stem: str, tokens: str, channels: str, scale: str, affine: tuple[Any, ...]) -> Naming:
-    """Names that begin alike; ``affine`` rearranges scales and shifts."""
+    """A naming, from its names of the parts; ``affine`` rearranges scales and shifts."""
     norms = {"blocks.{i}.norm1": "blocks.{i}.mixer_norm", "blocks.{i}.norm2": "blocks.{i}.channel_norm", "norm": "norm"}
     return Naming(
         [

@@ -1,4 +1,4 @@
-"""ResNet: Deep Residual Learning for Image Recognition (He et al., CVPR 2016).
+"""ResNet: Deep Residual Learning for Image Recognition (He et al., CVPR 2016, arXiv:1512.03385).
 
     image -> 7x7 convolution of stride 2, norm, ReLU -> 3x3 max-pool of stride 2 -> 4 stages -> average pool -> head
 
@@ -8,17 +8,17 @@
 The first block of stages 2 to 4 halves the map, in a bottleneck by its 3x3 convolution (v1.5). "d" models (He et al.,
 Bag of Tricks, CVPR 2019) have three 3x3 convolutions in the stem, of 32, 32 and 64 features, and average 2x2 tokens in
 the shortcuts that halve the map; the first convolution of "t" models has 24 features. ResNeXt (Xie et al., CVPR 2017)
-is groups of the 3x3 convolution, Wide ResNet (Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018) and
-ECA-Net (Wang et al., CVPR 2020) gate the channels of each block's output.
+groups the 3x3 convolution, Wide ResNet (Zagoruyko, Komodakis, 2016) widens it; SE-ResNet (Hu et al., 2018) and ECA-Net
+(Wang et al., CVPR 2020) gate the channels of each block's output.
 
-A ``mixer`` takes the place of the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that
-halve the map average its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). What a ``pattern`` does
-not name stays a convolution: BoTNet-50 is ``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
+A ``mixer`` replaces the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that halve the
+map average its output over 2x2 tokens, as in BoTNet (Srinivas et al., CVPR 2021). Blocks that a ``pattern`` does not
+name keep the convolution: BoTNet-50 is ``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
 
 Published for ImageNet-1k at 224: ResNet-50 25.6 M parameters, 75.3 % top-1; 101 44.5 M, 76.4 %; 152 60.2 M, 77.0 %
 (authors' models, center crop); with ECA, 18 to 152 70.9, 74.2, 77.4, 78.7 and 78.9 % (the ``eca_resnet*``, whose names
-end with the kernel sizes of the four stages). Sizes and names are those of torchvision, which timm shares; its
-checkpoints are the releases listed here.
+end with the kernel sizes of the four stages). Sizes and names are those of torchvision, which timm shares; the releases
+listed here are timm's checkpoints.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class ResNetConfig(PyramidConfig):
     """Hyper-parameters of ResNet.
 
     Attributes:
-      features: of each stage's output; a bottleneck's width is ``width`` of it.
-      num_heads: suggested to a mixer in a bottleneck.
+      features: of each stage's output; a bottleneck's width is ``width`` times that.
+      num_heads: for a mixer in a bottleneck.
       block: "bottleneck" or "basic".
       stem: features of the convolutions before the max-pool: one is 7x7, several are 3x3, the first of stride 2.
       width: features between a bottleneck's 1x1 convolutions / features of its output.
       groups: of a bottleneck's 3x3 convolution.
-      shortcut: where a block changes the shape: "convolution", or "average" before it.
-      gate: of channels, at the end of each block: see :func:`layers.gates.create_gate`; a tuple is one for each stage.
-      zero_init: the last scale of each block starts at 0.
+      shortcut: in blocks that change the shape, a "convolution", or an "average" of 2x2 tokens before one.
+      gate: of channels, at the end of each block: see :func:`layers.gates.create_gate`; a tuple has one for each stage.
+      zero_init: whether the last norm's scale of each block starts at 0.
     """
 
     features: tuple[int, ...] = (256, 512, 1024, 2048)
@@ -75,8 +75,8 @@ class ResNetConfig(PyramidConfig):
 
 
 class ResNetStem(Module):
-    """Convolutions, each with a norm and an activation, of which the first strides; then maxima of 3x3 tokens, two
-    apart, or, without ``pool``, the last convolution strides too.
+    """Convolutions, each followed by a norm and an activation, the first of stride 2; then 3x3 max-pooling of stride 2
+    or, without ``pool``, stride 2 in the last convolution too.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The authors' of ECA-Net, named by the sizes of the gates' kernels in each stage.
+# The models of ECA-Net's authors, named by the kernel sizes of the gates in each stage.
 ECA_VARIANTS = {
     f"eca_resnet{name}_k{sizes}": {**size, "gate": freeze([{"name": "eca", "kernel_size": int(k)} for k in sizes])}
     for name, size, sizes in (

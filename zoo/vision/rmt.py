@@ -6,9 +6,10 @@
     block: x = x + depthwise3x3(x);  x = x + Manhattan(LN(x));  x = x + W2 (h + depthwise3x3(h)), h = GELU(W1 LN(x))
 
 Manhattan is attention whose scores fall with the Manhattan distance of two tokens (:mod:`layers.attention.manhattan`):
-of whole maps in the last stages, along rows and then along columns in the first ones. Published for ImageNet-1k at
+over the whole map in the last stages, along rows and then along columns in the first ones. Published for ImageNet-1k at
 224: tiny 14.3 M parameters, 82.4 % top-1; small 27.0 M, 84.1 %; base 54.2 M, 85.0 %; large 95.5 M, 85.5 %. The authors'
-code names them T3, S, M2 and L6. Their models with token labels (84.8, 85.6 and 86.1 %) are others and are not here.
+code names them T3, S, M2 and L6. Their other models, trained with token labels (84.8, 85.6 and 86.1 %), are not
+included.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class RMTConfig(PyramidConfig):
 
     Attributes:
       decomposed: whether attention is along rows and then along columns, in each stage.
-      decay_ranges: how far the heads of each stage differ in their decay (:class:`layers.ManhattanAttention`).
+      decay_ranges: how much the decays of a stage's heads differ (:class:`layers.ManhattanAttention`).
       mlp_ratios: hidden width of the MLP / features, in each stage.
-      layer_scales: initial values of the factors on the branches of each stage; None for none.
-      projection: features that the head sees.
+      layer_scales: initial values of the per-feature scale of the branches, in each stage; None for no scale.
+      projection: features of the head's input.
     """
 
     num_heads: tuple[int, ...] = (4, 4, 8, 16)
@@ -142,7 +143,8 @@ ALIASES = {"rmt_tiny": ("RMT_T3",), "rmt_small": ("RMT_S",), "rmt_base": ("RMT_M
 
 
 def angles(config: RMTConfig, where: Any, *, features: int = 2) -> np.ndarray:
-    """The authors' frequencies of the rotation in a stage, of which ``features`` of a head share one, each twice."""
+    """The authors' frequencies of the rotation in a stage: one for every ``features`` features of a head, each
+    twice."""
     count = config.features[where["s"]] // config.num_heads[where["s"]] // features
     return np.repeat(1 / 10000 ** np.linspace(0, 1, count), 2).astype(np.float32)
 
@@ -167,7 +169,7 @@ _PARTS = {
     "ffn.dwconv.conv": "channel.depthwise",
     "ffn.fc2": "channel.down",
 }
-# The stem, and what is between two stages, which belongs to the first of them.
+# The stem, and the convolutions between stages, which the authors count to the earlier one.
 AROUND: list[tuple[str, str]] = [
     *(
         (f"patch_embed.proj.{3 * i + j}", f"stages.0.downsample.{i}.{part}")

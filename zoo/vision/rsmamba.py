@@ -1,11 +1,11 @@
 """RSMamba: Remote Sensing Image Classification With State Space Model (Chen et al., 2024, arXiv:2403.19654).
 
     image -> 16x16 convolution of stride 8 -> + positions -> blocks -> norm -> average pool -> norm -> linear
-    block: x = x + multi_path(norm(x))        (:mod:`layers.multi_path`); all blocks have one norm
+    block: x = x + multi_path(norm(x))        (:mod:`layers.multi_path`); all blocks share one norm
 
-Mamba reads the patches forwards, backwards and in random order with the same parameters. Windows overlap; zeros at the
-bottom and the right make 28x28 of 224 pixels. Published F1 scores on UC Merced (21 classes), AID (30) and RESISC45
-(45): 95.25, 92.63 and 95.18. The heads here are those of RESISC45. ``rsmamba_nano_32`` is our choice.
+Mamba reads the patches forwards, backwards and in random order with the same parameters. Patches overlap; with zeros at
+the bottom and the right 224 pixels give 28x28 tokens. Published F1 scores on UC Merced (21 classes), AID (30) and
+RESISC45 (45): 95.25, 92.63 and 95.18. The heads here are those of RESISC45. ``rsmamba_nano_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class RSMambaConfig(IsotropicConfig):
     """Hyper-parameters of RSMamba.
 
     Attributes:
-      stride: pixels from one patch to the next.
-      inner: the mixer of all paths.
+      stride: distance of neighboring patches, in pixels.
+      inner: the mixer that all paths share.
       paths, gate: as in :class:`layers.multi_path.MultiPath`.
     """
 
@@ -52,8 +52,8 @@ class RSMambaConfig(IsotropicConfig):
 
 
 class OverlappingPatches(Module):
-    """Patches that overlap: a convolution of stride less than its size, without bias, with zeros at the bottom and the
-    right where windows reach beyond the image. Parameter: ``conv.kernel``.
+    """Overlapping patches: a convolution without bias whose stride is smaller than its size, with zeros at the bottom
+    and the right where patches reach beyond the image. Parameter: ``conv.kernel``.
     """
 
     def __init__(self, in_channels: int, features: int, size: int, stride: int, **common: Any):
@@ -75,7 +75,7 @@ class OverlappingPatches(Module):
 
 
 class AfterSharedNorm(Mixer):
-    """A mixer behind a layer norm whose scale and shift, which blocks hand on, are one pair for all of them."""
+    """A mixer after a layer norm whose scale and shift all blocks share: one pair, which blocks pass on."""
 
     shares = True
 

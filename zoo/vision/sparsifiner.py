@@ -4,11 +4,11 @@ arXiv:2303.13755).
     image -> patches -> linear -> + positions, class token -> blocks -> norm -> class token -> linear
     block: x = x + predicted(norm(x)); x = x + mlp(norm(x))        (:mod:`layers.sparse.predicted`)
 
-A DeiT in which each patch sees a quarter of the tokens, those that a low-rank guess says it would attend to. It is
-trained from a DeiT's weights: for 5 epochs it attends to all and the guess learns (``keep=1`` with the loss
-"attention_reconstruction"), then for 45 with few connections and the dense model as teacher. Published: 48 to 69 %
-fewer operations in attention at up to 0.4 % less top-1 accuracy on ImageNet-1k. The authors' pruning of tokens beside
-it is not here, and no weights are released. ``sparsifiner_nano_patch4_32`` is our choice.
+A DeiT in which each patch attends to a quarter of the tokens, chosen by a low-rank prediction of its attention.
+Training starts from a DeiT's weights: for 5 epochs attention is dense and the predictor is trained (``keep=1`` with the
+loss "attention_reconstruction"), then for 45 it is sparse, with the dense model as teacher. Published: 48 to 69 % fewer
+operations in attention at up to 0.4 % less top-1 accuracy on ImageNet-1k. The authors' additional pruning of tokens is
+not included, and no weights are released. ``sparsifiner_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., ICCV 2021).
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., ICCV 2021, arXiv:2103.14030).
 
     image -> 4x4 patches, LN -> stage 1 -> merge 2x2 tokens -> stage 2 -> merge -> stage 3 -> merge -> stage 4 -> LN ->
     average pool -> head
 
     block: x = x + Windowed(attention)(LN(x));  x = x + MLP(LN(x))
 
-Windows are 7x7 tokens, 12x12 at 384 pixels; every second block moves them by half a window. Attention has a relative
+Windows have 7x7 tokens, 12x12 at 384 pixels; every second block shifts them by half a window. Attention has a relative
 position bias. Published for ImageNet-1k at 224: tiny 28 M parameters, 81.3 % top-1; small 50 M, 83.0 %; base 88 M, 83.5
 %, and 84.5 % at 384; pretrained on ImageNet-22k base has 85.2 % and large, 197 M, 86.3 %, at 384 86.4 % and 87.3 %.
 
-S3 (Chen et al., 2021, arXiv:2111.14725) searched for the size of the windows: of 14x14 tokens in some stages.
+S3 (Chen et al., 2021, arXiv:2111.14725) searched for the window sizes, which are 14x14 tokens in some stages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SwinConfig(PyramidConfig):
     Attributes:
       patch_size: pixels along each side of a patch.
       window: tokens along each side of a window, one number or one for each stage. Where the map at ``image_size`` is
-        smaller, the window is the map.
+        smaller, the window is the whole map.
       mlp_ratio: hidden width of the MLP / features.
       norm_epsilon: of the norms of the blocks and before the head.
     """
@@ -67,14 +67,14 @@ class SwinConfig(PyramidConfig):
         return rows, columns
 
     def shift_of(self, stage: int, index: int) -> tuple[int, int]:
-        """Rows and columns by which a block's windows are moved: half a window in every second block."""
+        """Rows and columns by which a block's windows are shifted: half a window in every second block."""
         rows, columns = (side // 2 if index % 2 else 0 for side in self.window_of(stage))
         return rows, columns
 
 
 class Swin(Pyramid):
-    """Swin; names as in :class:`Pyramid`. The user's mixer takes the place of windows and all: {"name": "windowed",
-    ...} has windows too.
+    """Swin; names as in :class:`Pyramid`. A user's mixer replaces the windowed attention as a whole; give {"name":
+    "windowed", ...} to keep windows.
     """
 
     config: SwinConfig
@@ -119,7 +119,7 @@ class Swin(Pyramid):
 
 
 def published_size(features: int, depth: int, drop_path: float) -> dict[str, Any]:
-    """The published sizes: the first stage's width, the third's blocks, and stochastic depth."""
+    """A published size, from the first stage's width, the third's number of blocks, and stochastic depth."""
     widths = tuple(features * 2**stage for stage in range(4))
     return {
         "features": widths,
@@ -190,8 +190,8 @@ def relative_position_index(config: SwinConfig, where: Mapping[str, Any]) -> np.
 
 
 def attention_mask(config: SwinConfig, where: Mapping[str, Any]) -> np.ndarray | None:
-    """What the authors add to the scores of shifted windows, 0 or -100: (windows, tokens, tokens) float32; None where
-    nothing is shifted.
+    """The mask that the authors add to the logits of shifted windows, 0 or -100: (windows, tokens, tokens) float32;
+    None where nothing is shifted.
     """
     grid, window, shift = config.grid(where["s"]), config.window_of(where["s"]), config.shift_of(where["s"], where["b"])
     if window == grid or not any(shift) or any(size % side for size, side in zip(grid, window, strict=True)):
@@ -212,8 +212,8 @@ QUERY_KEY_VALUE = tuple(f"{ATTENTION}.{part}" for part in ("query", "key", "valu
 
 
 def merging(stage: str, *, at_end: bool) -> list[tuple[str, str]]:
-    """Rules for the merging of tokens, which the authors have at the end of the stage before: ``stage`` is the template
-    of a stage.
+    """Rules for the merging of tokens, which the authors place at the end of the previous stage (``at_end``); ``stage``
+    is the template of a stage.
     """
     return [
         (f"{stage.format(s=s - at_end)}.downsample.{part}", f"stages.{s}.downsample.{part}")
@@ -268,7 +268,7 @@ _BUFFERS: dict[str, Any] = {
     "layers.{s}.blocks.{b}.attn.relative_position_index": relative_position_index,
     "layers.{s}.blocks.{b}.attn_mask": attention_mask,
 }
-# Files of transformers and of timm had the buffers once.
+# Older files of transformers and of timm have the buffers.
 _INDEX = "encoder.layers.{s}.blocks.{b}.attention.self.relative_position_index"
 
 RULES: dict[str, Naming] = {
@@ -280,7 +280,7 @@ RULES: dict[str, Naming] = {
     "bare": Naming(_transformers("", []), tables=_TABLES, ignore=(_INDEX,)),
 }
 
-# What transformers' config.json says of it that weights do not show.
+# Fields in transformers' config.json that weights do not show.
 DESCRIBED: dict[str, Any] = {
     "norm_epsilon": lambda config: config.get("layer_norm_eps"),
     "num_heads": lambda config: tuple(config["num_heads"]) if "num_heads" in config else None,

@@ -1,12 +1,12 @@
-"""Swin Transformer V2: Scaling Up Capacity and Resolution (Liu et al., CVPR 2022).
+"""Swin Transformer V2: Scaling Up Capacity and Resolution (Liu et al., CVPR 2022, arXiv:2111.09883).
 
     block: x = x + LN(Windowed(attention)(x));  x = x + LN(MLP(x))
 
 Swin with the norms after the branches, at the end of merging too; with cosine attention, whose scale is learned for
-each head; and with a position bias that an MLP makes of the logarithm of the offset, so that weights serve windows of
-other sizes: "12to16" were trained with windows of 12x12 tokens and fine-tuned with 16x16. Published for ImageNet-1k:
-tiny 28 M parameters, 81.8 % top-1 at 256 pixels with windows of 8x8; small 50 M, 83.7 %; base 88 M, 84.2 %; pretrained
-on ImageNet-22k base has 87.1 % at 384 pixels and large, 197 M, 87.7 %.
+each head; and with a position bias that an MLP computes from the logarithm of the offset, so that weights transfer to
+other window sizes: "12to16" models were trained with windows of 12x12 tokens and fine-tuned with 16x16. Published for
+ImageNet-1k: tiny 28 M parameters, 81.8 % top-1 at 256 pixels with windows of 8x8; small 50 M, 83.7 %; base 88 M, 84.2
+%; pretrained on ImageNet-22k base has 87.1 % at 384 pixels and large, 197 M, 87.7 %.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SwinV2Config(SwinConfig):
     Attributes:
       pretrained_window: tokens along each side of the windows that the weights of each stage were first trained with;
         None for those of the model.
-      zero_init: the scales of the blocks' norms start at 0, and the blocks as nothing.
+      zero_init: whether the scales of the blocks' norms start at 0, so that blocks start as the identity.
     """
 
     image_size: int = 256
@@ -90,7 +90,7 @@ _TINY, _SMALL, _BASE, _LARGE = (
 
 
 def _fine_tuned(pixels: int) -> dict[str, Any]:
-    """A model for larger images than the 192 pixels, in windows of 12x12, of its pretraining."""
+    """A model fine-tuned on larger images than those of its pretraining: 192 pixels, with windows of 12x12."""
     return {"image_size": pixels, "window": pixels // 16, "pretrained_window": (12, 12, 12, 6), "drop_path": 0.2}
 
 
@@ -143,7 +143,7 @@ swinv2_large_window12to24_192to384: ms_in22k_ft_in1k 1000 imagenet 1.0 mit
 
 
 def relative_coords_table(config: SwinV2Config, where: Mapping[str, Any]) -> np.ndarray:
-    """What the MLP of the position bias gets: (1, 2 height - 1, 2 width - 1, 2) float32."""
+    """The input of the position bias's MLP: (1, 2 height - 1, 2 width - 1, 2) float32."""
     return log_offsets(config.window_of(where["s"]), config.pretrained_window_of(where["s"]))[None]
 
 

@@ -4,14 +4,14 @@ arXiv:2101.11986).
     image -> soft split 7 -> token block -> soft split 3 -> token block -> soft split 3 -> linear
           -> + fixed sinusoids, class token -> blocks -> norm -> class token -> linear
 
-A soft split takes the overlapping windows of a map as its tokens. A token block, of one head, narrows them:
+A soft split makes a token of each overlapping window of a map. A token block, with one head, makes them narrower:
 
     y = v + out(attention(q, k, v))     with q, k, v of norm(x)
     y = y + mlp(norm(y))
 
 with softmax attention ("transformer", scores scaled by the width of x), or with attention by m positive random features
-of the softmax's kernel ("performer"; Choromanski et al., 2021, arXiv:2009.14794), whose projection W is drawn once,
-kept in files, and not trained:
+of the softmax kernel ("performer"; Choromanski et al., 2021, arXiv:2009.14794), whose projection W is sampled once,
+stored in files, and not trained:
 
     attention = phi(q) (phi(k)^T v) / (phi(q) . sum phi(k))        phi(u) = exp(W u - |u|^2 / 2) / sqrt(m)
 
@@ -50,9 +50,9 @@ class T2TViTConfig(IsotropicConfig):
 
     Attributes:
       tokens: attention of the token blocks, "performer" or "transformer".
-      token_features: their width.
-      token_dropout: in those of the performer.
-      strides: of the three soft splits; their product takes the place of ``patch_size``.
+      token_features: width of the token blocks.
+      token_dropout: dropout in the performer's token blocks.
+      strides: of the three soft splits; their product replaces ``patch_size``.
     """
 
     tokens: Literal["performer", "transformer"] = "performer"
@@ -65,7 +65,7 @@ class T2TViTConfig(IsotropicConfig):
 
 
 class TokenBlock(Module):
-    """A block of one head that maps tokens to fewer features.
+    """A block with one head that maps tokens to fewer features.
 
     Parameters: ``norm``, ``query``, ``key``, ``value``, ``out``, ``mlp_norm``, ``mlp``; the performer's projection is
     the statistic ``projection``.
@@ -136,9 +136,9 @@ class TokensToToken(Module):
 
 
 class SequencePositions(Module):
-    """Fixed sinusoids of the places of tokens in row-major order, after ``before`` others.
+    """Fixed sinusoids of the positions of tokens in row-major order, after ``before`` prefix tokens.
 
-    Files hold them: the statistic ``table`` (rows, columns, features); those of another grid are computed.
+    They are stored in files, as the statistic ``table`` (rows, columns, features); for another grid they are computed.
     """
 
     def __init__(self, grid: tuple[int, int], features: int, *, before: int):
@@ -146,7 +146,7 @@ class SequencePositions(Module):
         self.table = Statistic(self._made(grid))
 
     def _made(self, grid: tuple[int, int]) -> np.ndarray:
-        # An array of the host: making a model compiles nothing.
+        # A NumPy array, so that making a model compiles nothing.
         table = sinusoids(self.before + grid[0] * grid[1], self.width)[self.before :]
         return table.reshape(*grid, self.width)
 

@@ -6,13 +6,13 @@
     block: x = x + aggregated(LN(x));  x = x + ConvGLU(LN(x))
 
 Aggregated attention (:mod:`layers.attention.aggregated`) sees 3x3 neighbors and a pooled map of 7x7; in stage 4, whose
-map has 7x7 tokens, it sees these. Published for ImageNet-1k at 224: micro 12.8 M parameters, 82.5 % top-1; tiny 28.2 M,
-84.0 %; small 49.7 M, 84.7 %; base 89.7 M, 84.8 %; at 384 small 86.0 %, base 86.2 %; micro with a pooled map in all
-stages, at 256, 82.6 %. ``transnext_nano`` is our choice.
+map has 7x7 tokens, it sees all of them. Published for ImageNet-1k at 224: micro 12.8 M parameters, 82.5 % top-1; tiny
+28.2 M, 84.0 %; small 49.7 M, 84.7 %; base 89.7 M, 84.8 %; at 384 small 86.0 %, base 86.2 %; micro with a pooled map in
+all stages, at 256, 82.6 %. ``transnext_nano`` is our choice.
 
 MoH: Multi-Head Attention as Mixture-of-Head Attention (Jin et al., ICML 2025, arXiv:2410.11842) trains small and base
-with heads that each token weighs, and of which it has 75, 80 or 50 %: in all stages where 50 % are had, in the last two
-otherwise. Base has 84.9 % top-1 with 75 % of its heads and 84.7 % with 50 %.
+with a router that weights the heads for each token and activates 75, 80 or 50 % of them: in all stages for 50 %, in the
+last two otherwise. Base has 84.9 % top-1 with 75 % of its heads and 84.7 % with 50 %.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class TransNeXtConfig(PyramidConfig):
     """Hyper-parameters of TransNeXt.
 
     Attributes:
-      pretrained_size: pixels of the images that weights were first trained on, which set the unit of distances; None
-        for ``image_size``.
-      reductions: tokens along each side that one of the pooled map stands for, in each stage; 1 for no pooled map.
+      pretrained_size: side in pixels of the images that the weights were first trained on, which sets the unit of
+        distances; None for ``image_size``.
+      reductions: tokens along each side that are pooled to one, in each stage; 1 for no pooled map.
       window: tokens along each side of the neighborhood.
       mlp_ratios: 3/2 of the hidden width of the MLP / features, in each stage.
-      shared_heads, chosen_heads: heads that all tokens have, and that a token has of the others, in each stage;
-        None for heads that are not weighed.
+      shared_heads, chosen_heads: number of heads that all tokens use, and of the others that each token uses, in each
+        stage; None for attention without a router.
     """
 
     features: tuple[int, ...] = (72, 144, 288, 576)
@@ -87,7 +87,7 @@ class TransNeXt(Pyramid):
         return self._embedding(c.features[stage - 1], c.features[stage], 3, 2, rngs)
 
     def _embedding(self, in_features: int, features: int, kernel_size: int, strides: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Patches that overlap."""
+        """A convolution of overlapping patches, with a norm."""
         common = {"norm": "layer", "kernel_init": variance_scaling(2.0, "fan_out", "normal"), **self._common(rngs)}
         return ConvNorm(in_features, features, kernel_size=kernel_size, strides=strides, **common)
 

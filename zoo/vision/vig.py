@@ -7,7 +7,7 @@ arXiv:2405.18425).
 
 Norms are RMS, the MLP's activation is SiLU; there is no class token. Published for ImageNet-1k at 224: tiny 5.8 M
 parameters, 77.2 % top-1; small 22.6 M, 81.7 %; base 89.1 M, 82.6 %. The authors' code halves the sum of both directions
-twice in evaluation, once in training; the norm behind it hides the difference up to its epsilon. Here it is halved
+twice in evaluation, once in training; the norm after it cancels the difference up to its epsilon. Here it is halved
 once. The pyramids are in :mod:`zoo.vision.vig_h`.
 """
 
@@ -34,8 +34,8 @@ class ViGConfig(IsotropicConfig):
     """Hyper-parameters of ViG.
 
     Attributes:
-      activated: SiLU after the convolution and before the output of the mixer.
-      patch_size: pixels of a token, 2 of them by the stem's second convolution.
+      activated: whether SiLU follows the mixer's convolution and precedes its output layer.
+      patch_size: side in pixels of a token, to which the stem's second convolution contributes a factor of 2.
     """
 
     activated: bool = False

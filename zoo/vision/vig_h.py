@@ -28,7 +28,7 @@ from zoo.naming import Naming, Split
 from zoo.registry import register_family
 from zoo.vision.vig import mixer_rules
 
-# PyTorch's own.
+# PyTorch's default initialization.
 _CONV = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -37,8 +37,8 @@ class ViGHConfig(PyramidConfig):
     """Hyper-parameters of ViG-H.
 
     Attributes:
-      mlp_ratio: of an MLP with as many parameters as the gated one has, whose hidden width is 2/3 of this one's,
-        rounded up to a multiple of 32.
+      mlp_ratio: hidden width / features of a plain MLP with as many parameters; the gated one's hidden width is 2/3 of
+        that, rounded up to a multiple of 32.
     """
 
     features: tuple[int, ...] = (96, 192, 384, 768)

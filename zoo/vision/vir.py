@@ -3,13 +3,13 @@
     image -> patches -> linear -> + positions, class token last -> blocks -> norm -> class token -> linear
     block: x = x + s1 retention(norm(x)); x = x + s2 mlp(norm(x))        (:mod:`layers.linear_attention.retention`)
 
-A ViT whose blocks look back only, along the patches row by row: the class token stands behind them, and an image can be
-read row by row with a state of constant size (``blocks.extend``). Retention has neither rotary positions nor a gate;
-the heads forget at 1/32 to 1/512 a token. The authors' code is in github.com/anom63931/ViR. What it calls parallel
-applies a softmax to all scores, of which those of later tokens are 0: it sees them, and differs from what it calls
-recurrent and chunkwise. Here all forms are these two. Its doubled sequence ("bidirectional") and the hybrid models of
-the paper's second version are not here. There are no released weights, and no accuracies stand in the repository.
-``vir_nano_patch4_32`` is our choice.
+A ViT whose blocks are causal along the patches in row-major order: the class token comes last, and an image can be read
+row by row with a state of constant size (``blocks.extend``). Retention has neither rotary positions nor a gate; the
+decay of a head is 1 - 1/32 to 1 - 1/512 per token. The authors' code is in github.com/anom63931/ViR. Its parallel form
+applies a softmax to all scores, with 0 for those of later tokens: it therefore sees later tokens and differs from its
+recurrent and chunkwise forms. Here all forms equal these two. Its doubled sequence ("bidirectional") and the hybrid
+models of the paper's second version are not included. There are no released weights, and the repository states no
+accuracies. ``vir_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ViRConfig(IsotropicConfig):
 
 
 class ViR(Isotropic):
-    """ViR; names as in :class:`Isotropic`. Mixers given by the user look back only, too."""
+    """ViR; names as in :class:`Isotropic`. A user's mixers are made causal, too."""
 
     config: ViRConfig
 

@@ -1,12 +1,12 @@
-"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), and all models that are it with other
-hyper-parameters.
+"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021, arXiv:2010.11929), and all models that differ from it
+in hyper-parameters only.
 
     image -> patches -> linear -> + positions, class token -> blocks of (attention, MLP) -> norm -> class token ->
     linear
 
 DeiT (Touvron et al., 2021) and DeiT III (2022), CLIP's and SigLIP's image towers, DINOv2 (Oquab et al., 2023) and its
 register tokens (Vision Transformers Need Registers, Darcet et al., 2024), I-JEPA, RADIO, TIPS. Names are timm's
-(1.0.31); what they mean is in vit_variants.py.
+(1.0.31); vit_variants.py says what they mean.
 
 Blocks are arranged in one of three ways:
 
@@ -16,8 +16,8 @@ Blocks are arranged in one of three ways:
     pairs     x = x + attention(norm(x)) + attention_1(norm_1(x)); the    Three things everyone should know about Vision
               same with two MLPs                                          Transformers (Touvron et al., 2022): 18x2
 
-Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residual branches (rpn) are an order of
-theirs.
+Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residual branches (rpn) are
+``order="res_post"``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ViT(Isotropic):
         """The branches of a block.
 
         Raises:
-          ValueError: an unknown arrangement, or one that the order of norms does not go with.
+          ValueError: an unknown arrangement, or one that does not support the order of norms.
         """
         c = self.config
         if c.arrangement not in ("serial", "joined", "pairs"):
@@ -134,7 +134,7 @@ def _serial_block(up: str = "fc1", down: str = "fc2") -> list[tuple[Any, ...]]:
     ]
 
 
-# timm fuses what joined branches begin with, the last linear layers only beside differential attention.
+# timm fuses the first linear layers of joined branches, and the last ones only with differential attention.
 _FIRST = ("channel.up", "mixer.query", "mixer.key", "mixer.value")
 _JOINED_BLOCK: list[tuple[Any, ...]] = [
     ("in_norm", "mixer_norm"),
@@ -173,7 +173,7 @@ _PAIRS_BLOCK: list[tuple[Any, ...]] = [
 
 
 def _timm(block: list[tuple[Any, ...]], registers: str = "reg_token") -> list[tuple[Any, ...]]:
-    """timm's names; Facebook's differ in few."""
+    """timm's names; Facebook's differ little."""
     return [
         ("patch_embed.proj", "patch_embed"),
         ("cls_token", "class_token", _TOKENS),
@@ -198,7 +198,7 @@ def _timm(block: list[tuple[Any, ...]], registers: str = "reg_token") -> list[tu
 
 
 def _transformers(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
-    """The names on disk of the library transformers (in memory its version 5 has others)."""
+    """The names in files of the library transformers (its version 5 has others in memory)."""
     inside = [
         ("attention.output.dense", "mixer.out"),
         *[(f"attention.attention.{part}", f"mixer.{part}") for part in ("query", "key", "value")],
@@ -355,7 +355,7 @@ RULES: dict[str, Naming] = {
     **JAX_RULES,
 }
 
-# DeiTForImageClassification has the second token, but not its head.
+# "transformers_single": DeiTForImageClassification has the second token, but not its head.
 DISTILLED_RULES: dict[str, Naming] = {
     "timm": RULES["timm"],
     **_library("deit.", _VIT_BLOCK, ("cls_classifier", "distillation_classifier")),
@@ -364,7 +364,7 @@ DISTILLED_RULES: dict[str, Naming] = {
     ),
 }
 
-# The projection of CLIP has no bias; where the model has no projection, there is nothing to differ in.
+# The projection of CLIP has no bias; in a model without projection the option has no effect.
 TOWER_RULES: dict[str, Naming] = {
     "timm": RULES["timm"],
     "transformers": Naming(
@@ -440,11 +440,11 @@ _register()
 
 
 def outlier_norms(model: Isotropic, images: jax.Array, *, cutoff: float = 150.0) -> tuple[jax.Array, jax.Array]:
-    """Norms of the patch tokens that leave the last block, and which share of them are outliers.
+    """Norms of the patch tokens after the last block, and the share of outliers among them.
 
-    Vision Transformers Need Registers (Darcet et al., 2024), section 2.1: large models without registers
-    turn a few per cent of their patch tokens into stores of global information, seen as norms far above
-    the others'. With registers there are none.
+    Vision Transformers Need Registers (Darcet et al., 2024), section 2.1: large models without registers use a few
+    percent of their patch tokens to store global information; the norms of these tokens are far above the others'. With
+    registers there are no such tokens.
 
     Args:
       model: any isotropic model.

@@ -4,12 +4,12 @@
           -> + positions -> stage 1 -> residual reduction -> stage 2 -> residual reduction -> stage 3
           -> norm -> class token -> linear
 
-A ViT of 16x16, 8x8 and 4x4 tokens from 224 pixels. Between stages a convolution leaves a quarter of the tokens, and
-means of 2x2 are added (:class:`layers.reduction.ResidualReduction`); the class token goes through a linear layer. Heads
-and the hidden width of each block are those that evolutionary search found in a super-network. Published for
+A ViT of 16x16, 8x8 and 4x4 tokens from 224 pixels. Between stages a convolution reduces the tokens to a quarter, and
+means of 2x2 tokens are added (:class:`layers.reduction.ResidualReduction`); the class token goes through a linear
+layer. The heads and the hidden width of each block were found by evolutionary search in a super-network. Published for
 ImageNet-1k: tiny 80.8 % top-1, 1.8 G multiply-adds; small 81.7 %, 2.8 G; medium 82.4 %, 4.5 G. ``vit_resnas_nano`` is
-our choice. The heads that the authors' files have for patches, which are for training, are left out; the search is not
-here.
+our choice. The head for patches in the authors' files, which is only for training, is left out; the search is not
+included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from zoo.naming import Each, Naming, Rearrange, Split
 from zoo.registry import register_family
 
 Blocks = tuple[tuple[int, int], ...]
-"""Of each block of a stage, its heads and the hidden width of its MLP."""
+"""For each block of a stage, its heads and the hidden width of its MLP."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class ViTResNASConfig(IsotropicConfig):
     """Hyper-parameters of ViT-ResNAS.
 
     Attributes:
-      depth: blocks, the first ones of ``stages``.
+      depth: number of blocks, the first ones of ``stages``.
       features: of the first stage.
-      widths: features of the stages after it.
-      stages: of each stage, the heads and the hidden width of each block.
-      head_dims: features of a head, in each stage; heads together may have more or fewer than tokens.
+      widths: features of the later stages.
+      stages: for each stage, the heads and the hidden width of each block.
+      head_dims: features of a head, in each stage; all heads together may have more or fewer than tokens.
       stem: features of the convolutions.
     """
 
@@ -102,7 +102,7 @@ class ViTResNAS(Isotropic):
         return (c.features, *c.widths)[self._where(min(index, c.depth - 1))[0]]
 
     def place(self, stage: int, index: int) -> Place:
-        # Heads for another mixer, which have to divide the features.
+        # Heads for a user's mixer must divide the features.
         heads, features = self._block(index)[0], self.width(index)
         fitting = max(count for count in range(1, heads + 1) if features % count == 0)
         return dataclasses.replace(super().place(stage, index), num_heads=fitting)
@@ -133,7 +133,7 @@ class ViTResNAS(Isotropic):
 
 
 def _size(widths: Sequence[int], heads: str, hidden: str, **more: Any) -> dict[str, Any]:
-    """Heads and hidden widths of the blocks, stages apart by semicolons."""
+    """A size, from the heads and hidden widths of the blocks, with stages separated by semicolons."""
     both = ([[int(n) for n in stage.split()] for stage in text.split(";")] for text in (heads, hidden))
     stages = tuple(tuple(zip(*stage, strict=True)) for stage in zip(*both, strict=True))
     depth, first = sum(map(len, stages)), stages[0][0][0]
@@ -182,7 +182,7 @@ _TABLE = Rearrange("1 (h w) d -> h w d")
 
 
 def _rules(counts: tuple[int, ...]) -> dict[str, Naming]:
-    """Of stages of so many blocks. The authors count reductions among the blocks."""
+    """The authors' names for stages of ``counts`` blocks. They number reductions among the blocks."""
     rules: list[tuple[Any, ...]] = [
         ("tokens", "class_token", Rearrange("1 n d -> n d")),
         ("pos_embed", ("prefix_position", "position.table"), Split(1), Each((Rearrange("1 n d -> n d"), _TABLE))),

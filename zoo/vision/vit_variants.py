@@ -30,7 +30,7 @@ SWIGLU: Options = {"mlp": "swiglu", "mlp_ratio": 8 / 3}
 GAP: Options = {"class_token": False, "pool": "average"}
 SW_GAP: Options = GAP | {"qkv_bias": False, "layer_scale": 1e-6}
 RES_POST: Options = {"order": "res_post", "qkv_bias": False, "layer_scale": 1e-5, "norm_after_pool": True}
-# Of timm's author: registers, whose average is not taken, and a norm after the average.
+# Of timm's author: registers, which the average leaves out, and a norm after the average.
 _SBB: Options = GAP | {"image_size": 256, "norm_after_pool": True, "layer_scale": 1e-5}
 SBB: Options = _SBB | {"registers": 1, "prefix_positions": "none"}
 SBB_2: Options = _SBB | {"registers": 1, "qkv_bias": False}
