@@ -290,7 +290,7 @@ def _draw(given: argparse.Namespace) -> None:
         else:
             figure = draw_matrix(attention_rollout(found)[0], "rollout")
     if given.output.suffix[1:].lower() not in (endings := figure.canvas.get_supported_filetypes()):
-        raise ValueError(f"{given.output}: the ending says which format a picture has: .{', .'.join(endings)}")
+        raise ValueError(f"{given.output}: its suffix must name the picture's format: .{', .'.join(endings)}")
     if not given.output.parent.is_dir():
         raise ValueError(f"there is no folder {given.output.parent} to write {given.output.name} in: make it first")
     figure.savefig(given.output, dpi=120)

@@ -109,7 +109,7 @@ def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str
     if fields:
         warnings.warn(
             f"config.json of {weights} has {', '.join(f'{field}={value!r}' for field, value in fields.items())}: the "
-            f"model is made so",
+            "model follows it",
             stacklevel=3,
         )
     return fields

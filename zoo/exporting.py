@@ -100,8 +100,8 @@ def export(
         program = jax.jit(forward)
         if calls := sorted(set(_calls(program.trace(*given).jaxpr))):
             raise ExportError(
-                f"{', '.join(calls)} is a call of something outside StableHLO, which no file can hold: "
-                "give a mixer that does without"
+                f"{', '.join(calls)} calls something outside StableHLO, which no file can hold: "
+                "use a mixer without such calls"
             )
         return jax.export.export(program, platforms=list(platforms))(*given)
 

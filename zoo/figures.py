@@ -305,7 +305,8 @@ def _check_tokens(what: str, of: Mapping[str, np.ndarray], grid: tuple[int, int]
     for name, found in of.items():
         tokens = np.shape(found)[1]
         if tokens != grid[0] * grid[1]:
-            raise ValueError(f"{name} has {tokens} tokens, and not those of a grid of {grid[0]} x {grid[1]}")
+            wanted = f"the {grid[0] * grid[1]} of a grid of {grid[0]} x {grid[1]}"
+            raise ValueError(f"{name} has {tokens} tokens, not {wanted}")
 
 
 def _asking(token: int | None, grid: tuple[int, int]) -> int:

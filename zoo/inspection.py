@@ -142,12 +142,12 @@ def attention_sinks(maps: Mapping[str, np.ndarray], *, threshold: float = 0.3) -
     """
     shapes = sorted({weights.shape[2:] for weights in maps.values()})
     if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
-        raise ValueError(f"sinks are those of tokens that all layers share, and these have (queries, keys) {shapes}")
+        raise ValueError(f"attention sinks need the same tokens in all layers; these have (queries, keys) {shapes}")
     length = shapes[0][0]
     shares = []
     for path, weights in maps.items():
         if np.triu(weights, 1).any():
-            raise ValueError(f"sinks are those of causal attention, and queries of {path} see later keys")
+            raise ValueError(f"attention sinks need causal attention; queries of {path} see later keys")
         sizes = np.abs(weights)
         importance = (sizes / np.maximum(sizes.sum(-1, keepdims=True), 1e-30)).sum(2) / np.arange(length, 0, -1)
         shares.append((importance > threshold).mean(0))
@@ -224,7 +224,9 @@ def dependency_trees(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     trees = {}
     for path, weights in maps.items():
         if weights.shape[2] != weights.shape[3]:
-            raise ValueError(f"{path} has {weights.shape[2]} queries of {weights.shape[3]} keys: a tree is of one set")
+            raise ValueError(
+                f"{path} has {weights.shape[2]} queries and {weights.shape[3]} keys: a tree needs the same tokens as both"
+            )
         sent = weights.sum(1, dtype=np.float64)
         np.einsum("bii->bi", sent)[...] = 0
         trees[path] = np.stack([_largest_tree(example, int(example.sum(1).argmax())) for example in sent])

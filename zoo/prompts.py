@@ -74,7 +74,7 @@ def given(
     if not reads_source and source is not None:
         raise ValueError(f"{name} has no encoder that could read a source: give it as the prompt")
     if prompt is None and not reads_source:
-        raise ValueError(f"{name} goes on with a prompt: give one")
+        raise ValueError(f"{name} continues a prompt: give one")
     c, strings = model.config, strings_of(stop)
     as_text = is_text(prompt) or is_text(source)
     reader = tokenizer_of(model, tokenizer) if as_text or strings else None

@@ -138,7 +138,7 @@ def test_draw(
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [("a", "the ending says which format"), ("none/a.png", "there is no folder")]
+    ("output", "message"), [("a", "its suffix must name the picture's format"), ("none/a.png", "there is no folder")]
 )
 def test_a_picture_that_can_not_be_written_is_a_message(tmp_path: Path, output: str, message: str) -> None:
     pytest.importorskip("matplotlib")

@@ -108,7 +108,7 @@ def test_a_model_becomes_what_is_described(case: str, scan: bool, tmp_path: Path
     assert all(f"{field}={value!r}" in str(notice[0].message) for field, value in differing.items())
     assert dataclasses.replace(loaded.config, scan=False) == whole.config
     asked = {field: value for field, value in own.items() if field not in differing}
-    with pytest.warns(UserWarning, match="the model is made so"):
+    with pytest.warns(UserWarning, match="the model follows it"):
         created = zoo.create(name, weights=folder, **asked)
     for model in (loaded, created):
         if wanted is None:

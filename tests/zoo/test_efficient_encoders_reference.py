@@ -143,7 +143,7 @@ def test_a_folder_without_a_length_to_average_over_is_softmax_attention(tmp_path
     )
     randomize(theirs)
     theirs.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has landmarks=0: the model is made so"):
+    with pytest.warns(UserWarning, match="has landmarks=0: the model follows it"):
         ours = zoo.create("nystromformer_512", weights=tmp_path, **OURS, kernel_size=5)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()

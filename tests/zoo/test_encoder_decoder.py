@@ -270,5 +270,5 @@ def test_other_models_take_no_source() -> None:
     decoder = zoo.create("transformer_nano", vocab_size=VOCABULARY, features=16, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="transformer_nano has no encoder that could read a source"):
         zoo.generate(decoder, [[1]], 4, source=[[1]])
-    with pytest.raises(ValueError, match="transformer_nano goes on with a prompt: give one"):
+    with pytest.raises(ValueError, match="transformer_nano continues a prompt: give one"):
         zoo.beam_search(decoder, max_new_tokens=4)

@@ -153,7 +153,7 @@ def test_sinks_are_tokens_that_heads_look_at_whatever_is_asked() -> None:
         np.testing.assert_allclose(found, np.array([*expected, 0, 0, 0]) / 4, atol=1e-6)
     with pytest.raises(ValueError, match="queries of a see later keys"):
         zoo.attention_sinks({"a": np.full((1, 1, 4, 4), 0.25)})
-    with pytest.raises(ValueError, match="sinks are those of tokens that all layers share"):
+    with pytest.raises(ValueError, match="attention sinks need the same tokens in all layers"):
         zoo.attention_sinks({"a": np.ones((1, 2, 4, 4)), "b": np.ones((1, 2, 2, 2))})
     model = zoo.create("transformer_nano", depth=1, features=16, num_heads=2)
     assert zoo.attention_sinks(zoo.attention_maps(model, np.zeros((1, 5), np.int32))).shape == (5,)
@@ -244,7 +244,7 @@ def test_the_tree_is_the_one_of_the_largest_sum() -> None:
     # 1 and 2 send to each other, 3 to 0: 5 + 0.5 is more than 4 + 1.
     looped[0, 0, [2, 1, 0, 0, 0], [1, 2, 3, 1, 2]] = [5, 4, 9, 1, 0.5]
     np.testing.assert_array_equal(zoo.dependency_trees({"a": looped})["a"], [[0, 2, 0, 0]])
-    with pytest.raises(ValueError, match="a has 4 queries of 5 keys"):
+    with pytest.raises(ValueError, match="a has 4 queries and 5 keys"):
         zoo.dependency_trees({"a": np.ones((1, 1, 4, 5))})
 
 
@@ -261,7 +261,7 @@ def test_trees_over_an_image() -> None:
         assert root.get_label() == "root"
         (at,) = np.asarray(root.get_xydata()).tolist()
         assert tuple(at) == centers[next(token for token, p in enumerate(parents) if token == p)]
-    with pytest.raises(ValueError, match="a has 4 tokens, and not those of a grid of 3 x 2"):
+    with pytest.raises(ValueError, match="a has 4 tokens, not the 6 of a grid of 3 x 2"):
         zoo.draw_trees(IMAGES[1], trees, (3, 2))
     with pytest.raises(ValueError, match="no trees"):
         zoo.draw_trees(IMAGES[1], {}, (2, 2))

@@ -162,7 +162,7 @@ def test_tokens_with_and_without_roles(roles: np.ndarray | None) -> None:
 def test_a_file_of_ours_loads_in_transformers(tmp_path: Path) -> None:
     theirs = theirs_of("LongformerForMaskedLM")
     theirs.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"has window=\(4, 6\): the model is made so"):
+    with pytest.warns(UserWarning, match=r"has window=\(4, 6\): the model follows it"):
         zoo.create("longformer_base_4096", weights=tmp_path, **OURS)
     ours = zoo.create("longformer_base_4096", **OURS, window=WINDOWS, rngs=nnx.Rngs(4))
     zoo.save(ours, tmp_path / "model.safetensors")

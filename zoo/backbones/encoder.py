@@ -271,7 +271,7 @@ class Encoder(Classifier):
             "linear" inputs (batch, length, in_features).
           mask: True for real tokens.
           types: (batch, length) int32, the type of each token; default: 0.
-          roles: (batch, length) int32, for mixers that ask for them: 1 for global tokens of Longformer.
+          roles: (batch, length) int32, for mixers that use them: 1 for global tokens of Longformer.
           segment_ids: (batch, length) int32, the document of each token of a row that holds several.
           tokens2, mask2: the second sequence of a pair, for a model with ``head="dual"``; it may have another length.
 

@@ -151,7 +151,7 @@ class EncoderDecoder(Model):
     ``own_cross(place)`` is the spec of the mixer that reads the context.
 
     Attributes:
-      kernel_init: of the MLPs and of a head of its own.
+      kernel_init: of the MLPs and of an untied head.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("source", "target")

@@ -1,6 +1,6 @@
 """Perceiver IO for images (Jaegle et al., ICLR 2022, arXiv:2107.14795), section 4.5 and appendix A.
 
-    pixels, or features of them, beside positions (n, channels)
+    pixels, or features of them, concatenated with positions (n, channels)
       latents (512, 1024) = cross(latents, pixels)
       8 x the same 6 x [z = z + Attention(norm(z));  z = z + MLP(norm(z))]
       classes = W cross(query, latents)                              one query
@@ -8,11 +8,11 @@
 The parts are those of the text model (:mod:`zoo.language.perceiver`). There are three stems, of which two know nothing
 about images except the position of each pixel:
 
-    learned    256 features of each pixel, beside a learned position of 256, projected           50,176 pixels
-    fourier    the pixel, beside 2 coordinates in [-1, 1], and sin(pi f c), cos(pi f c) of each c, for 64 frequencies f
-               that are evenly spaced from 1 to half of the resolution, 224                        50,176 pixels
-    conv       a 7x7 convolution of 64 features in steps of 2, batch norm, ReLU and 3x3 maximum in steps of 2, beside
-               those of resolution 56                                                               3,025 places
+    learned    256 features of each pixel, and a learned position of 256, projected                 50,176 pixels
+    fourier    the pixel, and 2 coordinates in [-1, 1], and sin(pi f c), cos(pi f c) of each c, for 64 frequencies f
+               that are evenly spaced from 1 to half of the resolution, 224                         50,176 pixels
+    conv       a 7x7 convolution of 64 features and stride 2, batch norm, ReLU, 3x3 max-pooling of stride 2, and the
+               coordinates, sines and cosines above for resolution 56                               3,025 positions
 
 ``depth`` counts blocks with parameters of their own, which are run ``rounds`` times. Latents have no position in the
 image: ``features`` returns (batch, latents, features), and a mixer that needs a grid is refused.
