@@ -225,7 +225,7 @@ def dependency_trees(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for path, weights in maps.items():
         if weights.shape[2] != weights.shape[3]:
             raise ValueError(
-                f"{path} has {weights.shape[2]} queries and {weights.shape[3]} keys: a tree needs the same tokens as both"
+                f"{path} has {weights.shape[2]} queries and {weights.shape[3]} keys: a tree needs one set of tokens"
             )
         sent = weights.sum(1, dtype=np.float64)
         np.einsum("bii->bi", sent)[...] = 0
