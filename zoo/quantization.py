@@ -1,4 +1,4 @@
-"""Smaller weights for a model that is only used: int8 with a scale for each output, or bfloat16.
+"""Smaller weights for inference: int8 with a scale for each output, or bfloat16.
 
     zoo.quantize(model)                      # int8: about a quarter of the bytes
     zoo.quantize(model, keep_float=False)    # also in the memory of a CPU, where prompts then take longer

@@ -90,16 +90,16 @@ class CausalConfig(ModelConfig):
       mlp: a key of :data:`MLPS`, or ``{"name": key, **options}`` (for :class:`layers.MixtureOfExperts`, say), or None:
         blocks without a channel mixer (Mamba).
       mlp_pattern: channel mixers of successive blocks, in the form of ``pattern``; None: ``mlp`` for all.
-      hidden: hidden width of the MLP; None is 4 features, and of gated ones 8/3 features rounded up to a
-        multiple of 64, which has the same number of parameters.
-      mlp_bias: biases in the MLP.
-      norm, norm_epsilon: of the blocks and of the end.
+      hidden: hidden width of the MLP; None is 4 features or, for gated MLPs, 8/3 features, which has the same number of
+        parameters, rounded up to a multiple of 64.
+      mlp_bias: whether the MLP has biases.
+      norm, norm_epsilon: kind and epsilon of the norms of the blocks and at the end.
       norm_order: of the blocks; with "post" there is no norm at the end.
       position: "learned" adds a table of ``max_length`` rows; None leaves positions to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
       randomized: positions are sampled out of ``max_length``, for sequences of at most this many tokens, and are the
         same for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
-      tied: the head is the transposed embedding.
+      tied: whether the head is the transposed embedding.
       head_bias: whether an untied head has a bias.
       embedding_std: standard deviation of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.

@@ -54,7 +54,7 @@ class EncoderDecoderConfig(ModelConfig):
       position: "learned" adds a table to each side; None leaves positions to the mixers.
       position_offset: rows of the tables before that of the first position.
       max_length: further rows of a table; longer sequences are refused. Without a table, a usual length.
-      tied: the head is the transposed embedding.
+      tied: whether the head is the transposed embedding.
       embedding_std: standard deviation of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
       embedding_norm: whether each side's embeddings, positions included, are normalized.

@@ -7,7 +7,7 @@
     block: x = x + SRA(LN(x));  x = x + MLP(LN(x))
 
 SRA is attention to a reduced map: patches of 8, 4 and 2 tokens a side become one token. The last stage has a class
-token, which the head reads, and attends to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small
+token, which the head reads, and attention to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small
 79.8, medium 81.2, large 81.7 %. ``pvt_nano`` is our choice.
 """
 
