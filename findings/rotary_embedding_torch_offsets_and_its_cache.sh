@@ -1,5 +1,5 @@
 #!/bin/sh
-# rotary-embedding-torch 0.9.1, torch 2.13.0 (CPU): RotaryEmbedding with freqs_for="lang", the default, and get_axial_freqs(8, 8, offsets=(3, 0)), the angles of
+# rotary-embedding-torch 0.9.1, torch 2.13.0 (CPU): RotaryEmbedding with freqs_for="lang", the default, and get_axial_freqs(8, 8, offsets=(3, 0)), angles of
 # a map that begins at row 3. Expected: rows 3 to 10, columns 0 to 7. Seen: angles are kept by the length of an axis alone. On a new
 # object columns are counted from 3, too, and so is the text that rotate_queries_or_keys turns afterwards; on one that was used before for 8 places or more,
 # the offsets have no effect. No error. With freqs_for="pixel" or cache_if_possible=False all are right.
