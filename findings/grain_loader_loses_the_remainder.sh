@@ -23,7 +23,8 @@ def read(records, count, epochs=1, **options):
     """How often each record is read by all shards together, as a table of how many records are read how often."""
     times = collections.Counter({record: 0 for record in range(records)})
     for shard in range(count):
-        sampler = grain.IndexSampler(num_records=records, shard_options=grain.ShardOptions(shard, count, **options), shuffle=True, num_epochs=epochs, seed=0)
+        part = grain.ShardOptions(shard, count, **options)
+        sampler = grain.IndexSampler(num_records=records, shard_options=part, shuffle=True, num_epochs=epochs, seed=0)
         times.update(int(x) for x in grain.DataLoader(data_source=grain.RangeDataSource(0, records, 1), sampler=sampler, worker_count=0))
     return dict(sorted(collections.Counter(times.values()).items()))
 

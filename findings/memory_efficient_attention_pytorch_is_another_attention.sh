@@ -23,7 +23,8 @@ torch.manual_seed(0)
 sizes = {"dim": 16, "heads": 2, "dim_head": 8}
 x, context, found = torch.randn(1, 6, 16), torch.randn(1, 10, 16), {}
 with torch.no_grad():
-    for name, options, inputs in (("causal", {"causal": True}, {}), ("causal, context", {"causal": True}, {"context": context}), ("context", {}, {"context": context})):
+    cases = ("causal", {"causal": True}, {}), ("causal, context", {"causal": True}, {"context": context}), ("context", {}, {"context": context})
+    for name, options, inputs in cases:
         layer = Attention(**sizes, **options).eval()
         y = layer(x, **inputs)
         found[name] = float((layer(x, **inputs, memory_efficient=True) - y).abs().max() / y.abs().max())

@@ -32,7 +32,8 @@ def train(name, **ids):
 
 
 default, of_t5 = train("default"), train("of_t5", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
-samples = {"plain": "the quick fox", "full width": "ＡＢＣ", "ligature": "ﬁnds", "circled": "①", "kana": "ｶﾀｶﾅ", "line end": "the\nfox", "unknown": "the Я fox"}
+samples = {"plain": "the quick fox", "full width": "ＡＢＣ", "ligature": "ﬁnds", "circled": "①", "kana": "ｶﾀｶﾅ"}
+samples |= {"line end": "the\nfox", "unknown": "the Я fox"}
 found = {}
 for case, (name, file, model) in {
     "XLMRoberta": ("XLMRoberta", "sentencepiece.bpe.model", default), "T5": ("T5", "spiece.model", of_t5), "DebertaV2": ("DebertaV2", "spm.model", default),

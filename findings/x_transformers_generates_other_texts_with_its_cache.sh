@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 tokens = torch.randint(0, 30, (2, 20), generator=torch.Generator().manual_seed(0))
 other = torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % 30], 1)
 wrong = ("shift_tokens", "attn_data_dependent_alibi", "attn_orthog_projected_values")
-options = {"default": {}, "rotary": {"rotary_pos_emb": True}, "alibi_pos_bias": {"alibi_pos_bias": True}, "attn_talking_heads": {"attn_pre_talking_heads": True}}
+options = {"default": {}, "rotary": {"rotary_pos_emb": True}, "alibi_pos_bias": {"alibi_pos_bias": True}}
+options["attn_talking_heads"] = {"attn_pre_talking_heads": True}
 options |= {name: {name: 1 if name == "shift_tokens" else True} for name in wrong}
 found = {}
 for name, choice in options.items():
