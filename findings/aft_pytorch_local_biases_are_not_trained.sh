@@ -1,9 +1,8 @@
 #!/bin/sh
 # aft-pytorch 0.2.2, torch 2.13.0 (CPU): training AFTLocal, the attention free transformer with position biases within a window (arXiv:2105.14103). Expected:
 # the optimizer changes the biases, as it does AFTFull's. Seen: each call of the layer makes a new parameter of them, with those outside the window at 0,
-# which no optimizer was given: its gradient is there and grows, and the biases stay as they were drawn while all other parameters learn. model.parameters()
-# after the first call gives the new one, until the next call. No error, no warning. Keys of 89 or more overflow in all its layers, as no largest key is
-# subtracted.
+# which no optimizer was given: it has a gradient, and the biases stay as they were drawn while all other parameters learn. model.parameters() after the first
+# call gives the new one, until the next call. No error, no warning. Keys of 89 or more overflow in all its layers, as no largest key is subtracted.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

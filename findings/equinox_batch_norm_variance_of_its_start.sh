@@ -3,7 +3,7 @@
 # Expected: batches of standard deviation 2 come out with 1, as in training; its documentation says that statistics are kept as PyTorch, Flax and Haiku keep
 # them. Seen: the running variance starts from 1 and is then divided by 1 - momentum^steps, as if it had started from 0, so that momentum^steps / (1 -
 # momentum^steps) too much is in it: 99 after a step, 9.5 after ten, 0.58 after a hundred with the default momentum of 0.99. Outputs are too small until some
-# 500 steps are done, and small inputs long after. The running mean, which starts from 0, is right. mode="ema" is.
+# 500 steps are done, and small inputs long after. The running mean, which starts from 0, is right, and so is mode="ema".
 # Ends with 0 as long as this is so, with 1 once it changes. Needs Python 3.11 or later.
 set -eu
 folder=$(mktemp -d)

@@ -2,8 +2,7 @@
 # jax 0.10.2 (CPU): the gradient of a weight in float32 that is cast to bfloat16 for use in every step of lax.scan: tokens of a recurrence, chunks of a text,
 # microbatches. Expected: a gradient in float32, summed over the steps in float32, wherever the cast stands, as the values are the same. Seen: with the cast
 # before the scan the steps' gradients are added in bfloat16, where a sum of ones stops at 256: 256 for 1000 steps and for 4000. With the cast in the step
-# they are added in float32, and are 1000 and 4000. The same product of all rows at once is right both ways. Neither is faster for it: casts in the step are
-# free next to a product.
+# they are added in float32, and are 1000 and 4000. The same product of all rows at once is right both ways.
 # Ends with 0 as long as this is so, with 1 once it changes. Needs Python 3.11 or later.
 set -eu
 folder=$(mktemp -d)

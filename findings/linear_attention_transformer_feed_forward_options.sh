@@ -1,9 +1,9 @@
 #!/bin/sh
 # linear-attention-transformer 0.19.1, routing-transformer 1.6.1, torch 2.13.0 (CPU): options of the feed-forward layers. Expected: ff_glu=True and
-# ff_dropout=0.1 give gated layers with dropout, ff_mult=2 layers half as wide as those of 4, commitment_factor=0 a loss without the clusters' part. Seen:
-# LinearAttentionTransformer(LM) makes the feed-forward layers behind its attention without any of its options, so that they have neither gates nor dropout
-# (those of receives_context and attend_axially have them); RoutingTransformerLM takes ff_mult, commitment_factor and use_absolute_pos_emb and reads none of
-# them: the models are the same, with as many parameters. No error. Numbers reported for these options compare a model with itself.
+# ff_dropout=0.1 give gated layers with dropout, ff_mult=2 layers half as wide as those of 4, commitment_factor=10 a larger loss of the clusters than 1e-4.
+# Seen: LinearAttentionTransformer(LM) makes the feed-forward layers behind its attention without any of its options, so that they have neither gates nor
+# dropout (those of receives_context and attend_axially have them); RoutingTransformerLM takes ff_mult, commitment_factor and use_absolute_pos_emb and reads
+# none of them: the models are the same, with as many parameters. No error. Numbers reported for these options compare a model with itself.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Mega-pytorch 0.1.0, torch 2.13.0 (CPU): the damped moving average of MEGA (arXiv:2209.10655, equation 3), h = a x + (1 - a d) h of a and d between 0 and 1.
-# Expected: a step keeps 1 - a d of the state, so that damping makes the memory longer than 1 - a. Seen: it keeps (1 - a) d, which damping makes shorter: with
-# a = d = 0.5 a quarter is left after a step in place of three quarters, and after ten steps 1e-6 in place of 0.06. In no setting can its memory be longer
-# than 1 - a, and parameters of the paper's code mean another decay in it. gated-state-spaces-pytorch's MHESA has the same.
+# Mega-pytorch 0.1.0, torch 2.13.0 (CPU): the damped moving average of MEGA (arXiv:2209.10655), h = a x + (1 - a d) h of a and d between 0 and 1. Expected: a
+# step keeps 1 - a d of the state, so that damping makes the memory longer than 1 - a. Seen: it keeps (1 - a) d, which damping makes shorter: with a = d = 0.5
+# a quarter is left after a step in place of three quarters, and after ten steps 1e-6 in place of 0.06. In no setting can its memory be longer than 1 - a, and
+# parameters of the paper's code mean another decay in it. gated-state-spaces-pytorch's MHESA has the same.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

@@ -2,8 +2,8 @@
 # memory-efficient-attention-pytorch 0.1.6, torch 2.13.0 (CPU): Attention with memory_efficient=True and False, the same weights. Expected: the same outputs,
 # as chunks change memory alone. Seen: with causal=True and a context longer than the text, the one aligns the triangle at the end and the other at the start:
 # the first token sees 5 keys or 1. dropout=0.5 in training drops nothing without memory_efficient, and with it the sum of the weights is of those that were
-# kept, so that a row of values of 1 stays 1, where dropout of attention gives 0 or 2 and more. CosineSimAttention starts with a scale of 1 / log2(L^2 - L),
-# 1/20 for 1024 tokens, where query-key normalization (arXiv:2010.04245) has log2(L^2 - L), 20: its weights are equal to 10 % at the start.
+# kept, so that a row of values of 1 stays 1, which dropout of attention changes, in PyTorch by up to 0.23. CosineSimAttention starts with a scale of 1 /
+# log2(L^2 - L), 1/20 for 1024 tokens, where query-key normalization (arXiv:2010.04245) has log2(L^2 - L), 20: its weights are equal to 10 % at the start.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

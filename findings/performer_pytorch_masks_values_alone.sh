@@ -1,9 +1,9 @@
 #!/bin/sh
 # performer-pytorch 1.1.4, torch 2.13.0 (CPU): PerformerLM. Expected: with mask= False for the tokens behind a text its logits are those of the text alone;
 # with causal=True a token does not change the logits before it. Seen: neither. The mask sets values to 0 and leaves the keys, which go on counting in the
-# denominator, so that logits are 8 % of the largest apart with as much padding as half the text. With causal=True features of keys are divided by the
+# denominator, so that logits are 7 % of the largest apart with as much padding as half the text. With causal=True features of keys are divided by the
 # exponential of the largest of the whole text before a constant is added, so that a last token with a large key turns the weights of those before it towards
-# equal ones: in FastAttention by half of the largest output. generalized_attention=True, with no exponential, is causal.
+# equal ones: in FastAttention outputs change by three quarters of the largest. generalized_attention=True, with no exponential, is causal.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # torch 2.13.0 on a CPU: the gradients of LayerNorm's weight and bias where its input is bfloat16, with parameters in bfloat16 or, under autocast, in float32.
-# Expected: sums over all rows in float32, rounded once, as those of Linear, GroupNorm and RMSNorm are. Seen: each thread adds its rows in bfloat16, where 256
-# + 1 is 256: the gradient of ones is 256 times the number of threads, for 1000 tokens as for 20,000. Of 4096 random slopes of mean 1 three quarters are lost
-# with one thread; of mean 0, the bias' gradient is off by 7 % of its norm, where rounding makes 0.2 %. Those with respect to the input are right. Other
-# numbers of threads give other gradients. Inputs cast to float32 before the norm serve.
+# Expected: sums over all rows in float32, rounded once, as those of Linear and GroupNorm are. Seen: each thread adds its rows in bfloat16, where 256 + 1 is
+# 256: the gradient of ones is 256 times the number of threads, for 1000 tokens as for 20,000. Of 4096 random slopes of mean 1 three quarters are lost with
+# one thread; of mean 0, the bias' gradient is off by 7 % of its norm, where rounding makes 0.2 %. Those with respect to the input are right. Other numbers of
+# threads give other gradients. Inputs cast to float32 before the norm serve.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)

@@ -2,7 +2,7 @@
 # transformers 5.23.0, torch 2.13.0 (CPU): two texts in one row, as DataCollatorWithFlattening packs them, with position_ids that begin at 0 again, and sdpa
 # or eager attention. Expected: one behavior, whether a new cache is to be filled or not: logits of the texts by themselves, or those of one long text. Seen:
 # with use_cache=False the causal mask is made for each text apart and logits are theirs to 1e-6; with use_cache=True, the default of a call, the second text
-# sees the first, and logits are off by as much as half of the largest; so is the loss of a call with labels=. No warning. Who measures a loss of packed rows
+# sees the first, and logits are off by more than the largest; the loss of a call with labels= is another, too. No warning. Who measures a loss of packed rows
 # needs use_cache=False.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu

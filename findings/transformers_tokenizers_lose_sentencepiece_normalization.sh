@@ -1,9 +1,9 @@
 #!/bin/sh
-# transformers 5.23.0, sentencepiece 0.2.3: tokenizers read by from_pretrained from a SentencePiece model alone, as microsoft/deberta-v3-base, among others,
-# is published. Expected: the pieces that SentencePiece gives, whose models hold their normalization (nmt_nfkc by default), as XLMRobertaTokenizer's and
-# T5Tokenizer's are. Seen: DebertaV2Tokenizer, MBartTokenizer and BigBirdTokenizer leave it out: full-width letters, ligatures, circled digits and half-width
-# kana, and for BigBird tabs and line ends, are unknown, without a warning. T5Tokenizer takes piece 2 for the unknown one, whatever the model says: with
-# SentencePiece's default ids an unknown character is read as </s>, the end of the text.
+# transformers 5.23.0, sentencepiece 0.2.3: tokenizers read by from_pretrained from a SentencePiece model with no tokenizer.json beside it. Expected: the
+# pieces that SentencePiece gives, whose models hold their normalization (nmt_nfkc by default), as XLMRobertaTokenizer's and T5Tokenizer's are. Seen:
+# DebertaV2Tokenizer, MBartTokenizer and BigBirdTokenizer leave it out: full-width letters, ligatures, circled digits and half-width kana, and for BigBird
+# tabs and line ends, are unknown, without a warning. T5Tokenizer takes piece 2 for the unknown one, whatever the model says: with SentencePiece's default ids
+# an unknown character is read as </s>, the end of the text.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)
