@@ -7,12 +7,15 @@ now. The last line on standard output is one JSON object: model, dataset, split,
 import json
 from pathlib import Path
 
-import jax
-from absl import flags
-from ml_collections import config_flags
+from primitives.garbage import none_collected
 
-from training import assembly, command, evaluation
-from training.workdir import read_config
+with none_collected():
+    import jax
+    from absl import flags
+    from ml_collections import config_flags
+
+    from training import assembly, command, evaluation
+    from training.workdir import read_config
 
 config_flags.DEFINE_config_file("config", None, "A config file and its argument, for --weights.")
 flags.DEFINE_string("workdir", None, "A run of train.py.")

@@ -9,12 +9,15 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
-from absl import flags
-from ml_collections import config_flags
+from primitives.garbage import none_collected
 
-from training import assembly, command, curve, loop, processes, sampling
-from training.workdir import begun
+with none_collected():
+    import jax
+    from absl import flags
+    from ml_collections import config_flags
+
+    from training import assembly, command, curve, loop, processes, sampling
+    from training.workdir import begun
 
 config_flags.DEFINE_config_file(
     "config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny."

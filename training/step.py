@@ -70,9 +70,12 @@ def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
     """The state before the first step."""
     state = initial_weights(model, optimizer, ema)
     trained = {name: state["params"][name] for name in optimizer.trainable}
+    init = optimizer.transformation(0.0).init
+    if all(len(array.sharding.device_set) == 1 for array in trained.values()):
+        init = jax.jit(init)  # one program, not one for each shape; arrays of several devices would lose their places
     return {
         **state,
-        "optimizer": optimizer.transformation(0.0).init(trained),
+        "optimizer": init(trained),
         "step": jnp.zeros((), jnp.int32),
         "halted": jnp.zeros((), bool),
         **({"loss_scale": precision.first_loss_scale()} if precision.needs_loss_scale(model) else {}),

@@ -1,25 +1,9 @@
 """The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.summary(name)``, ``zoo.predict(model, images)``,
 ``zoo.generate(model, prompt, max_new_tokens)``, ``zoo.export(model)``."""
 
-import contextlib
-import gc
-from collections.abc import Iterator
+from primitives.garbage import none_collected
 
-
-@contextlib.contextmanager
-def _collecting_no_garbage() -> Iterator[None]:
-    """Pauses the garbage collector: imported objects stay anyway, and scanning them and all of JAX takes a fifth of the
-    import time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-with _collecting_no_garbage():
+with none_collected():
     from layers.lora import add_lora, merge_lora
     from zoo import language as language
     from zoo import series as series

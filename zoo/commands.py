@@ -37,6 +37,8 @@ from zoo.weights import save
 
 _HOME = Path(__file__).resolve().parents[1]
 Parser = argparse.ArgumentParser
+_WORTH_KEEPING = 0.05
+"""Seconds of compiling from which on a program is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,13 @@ def deliberate(error: BaseException) -> bool:
 
 def keep_compiled() -> None:
     """Caches compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR names another one or is
-    empty (no cache).
+    empty (no cache): those that take at least 0.05 s to compile, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets
+    another limit.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(installation.caches()["compiled programs"]))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 def main(

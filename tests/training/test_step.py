@@ -200,3 +200,23 @@ def test_evaluation_ignores_rows_of_weight_zero():
     logits = optax.softmax_cross_entropy_with_integer_labels  # the model in evaluation mode, called directly
     model.eval()
     np.testing.assert_allclose(pairs["loss"][0], logits(model(rows["input"]), rows["label"]).sum(), rtol=1e-5)
+
+
+def test_the_first_state_is_one_program_whatever_the_shapes():
+    """Not one for each shape, of which a pyramid has a hundred: a second run of a config makes them all again."""
+    model = toy.ToyModel(width=23)
+    chosen = optimizers.create(model, flatten(model, nnx.Param), {"name": "adamw", "learning_rate": 0.1})
+    initial_state(toy.ToyModel(width=21), chosen, 0.0)  # what does not depend on shapes
+    made = []
+
+    def listen(name, seconds, **more):
+        made.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        state = initial_state(model, chosen, 0.0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert made.count("/jax/core/compile/backend_compile_duration") == 1
+    expected = chosen.transformation(0.0).init({name: state["params"][name] for name in chosen.trainable})
+    jax.tree.map(np.testing.assert_array_equal, state["optimizer"], expected)
