@@ -41,6 +41,24 @@ def test_starting_is_shown_with_what_was_stopped() -> None:
     assert "1234567" in text
 
 
+def test_a_second_run_that_starts_late_is_told_so() -> None:
+    took = {mark: {"wall": 5.5, "cpu": 6.0} for mark in ("first", "ready", "traced", "trains")}
+    rows = {"vit": {"ours": {**took, "trains": {"wall": 4.5, "cpu": 4.0}}, "baseline": took}}
+    text = speed.second_run({"versions": {"jax": "1"}, "asked": 5.0, "rows": rows})
+    assert "| configs/vit.py |  | 5.50 (6.00) | 5.50 (6.00) | 5.50 (6.00) | 4.50 (4.00) |  |" in text
+    assert "| configs/vit.py | before | 5.50 (6.00) | 5.50 (6.00) | 5.50 (6.00) | 5.50 (6.00) | missed |" in text
+
+
+def test_an_input_that_is_too_slow_is_told_so() -> None:
+    row = {"ours": 30.0, "timm": 20.0, "step": 20.0, "fed": 15.0, "waiting": 0.1, "times_timm": 1.5, "asked": 2.0}
+    report = {"model": "m", "batch_size": 32, "workers": 2, "versions": {"jax": "1"}}
+    for times, said in ((1.5, "the step takes: missed."), (2.5, "the step takes.")):
+        text = speed.input_pipeline({**report, "images_per_second": {**row, "times_the_step": times}})
+        assert said in text
+        assert f"| 30 | 20 | 1.5 | 20 | {times} |" in text
+    assert "waits 10.0% of the time" in text
+
+
 def test_the_page_of_a_billion_tokens_is_fresh() -> None:
     rows = json.loads(billion_tokens.RESULTS.read_text())["rows"]
     assert billion_tokens.PAGE.read_text() == billion_tokens.page(rows), "run: python -m benchmarks.billion_tokens"
