@@ -126,8 +126,10 @@ class ContextCache:
 
     Attributes:
       mask: bool (batch, context_length), True = real.
+      length: (batch,) int32, tokens of the sequence that have read it so far.
     """
 
     key: jax.Array
     value: jax.Array
     mask: jax.Array
+    length: jax.Array

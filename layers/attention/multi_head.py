@@ -5,6 +5,7 @@ Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from layers.initializers import constant, normal, zeros
 from layers.mixer import finite_padding, register_mixer
 from layers.module import Diagnostic, parameter
 from layers.position import default_positions
-from layers.tokens import Continuation, Tokens
+from layers.tokens import Continuation, Tokens, continued
 from pallas_kernels import attention, attention_weights, merge
 from pallas_kernels.attention.masks import Mask, Score
 
@@ -190,7 +191,7 @@ class MultiHeadAttention(ProjectedAttention):
                 raise ValueError("the state of cross attention needs context=")
             k, v = self.keys_and_values(finite_padding(context, context_mask), None)
             real = jnp.ones(context.shape[:2], bool) if context_mask is None else context_mask
-            return ContextCache(k.astype(dtype), v.astype(dtype), real)
+            return ContextCache(k.astype(dtype), v.astype(dtype), real, jnp.zeros((batch_size,), jnp.int32))
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         sizes = [size for size in (max_length, self.window) if size is not None]
@@ -208,8 +209,14 @@ class MultiHeadAttention(ProjectedAttention):
         """
         if not isinstance(state, ContextCache):
             return super().mix_next(x, state, tokens)
-        x = finite_padding(x, tokens.mask)
-        return self.finish(self.attend(self.queries(x, None), state.key, state.value, x, mask=state.mask)), state
+        x, k, v = finite_padding(x, tokens.mask), state.key, state.value
+        after = continued(x.shape[1], state.length, jnp.zeros_like(state.length), tokens.mask)
+        changing = (self.bias, self.relative, self.score, self.visible, self.window)
+        of_keys = default_positions(k.shape[1])
+        # Where a token is matters to few models, and the op has more implementations where it is not told.
+        places = (None, None) if all(part is None for part in changing) else (after.positions, of_keys)
+        y = self.attend(self.queries(x, after.positions), k, v, x, mask=state.mask, positions=places)
+        return self.finish(y), dataclasses.replace(state, length=after.length)
 
     def core_next(
         self,

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from layers import MLP, Block, Branch, DropPath, LayerScale, MultiHeadAttention, Tokens
+from layers.initializers import normal
 from layers.mixer import Mixer
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
@@ -192,6 +193,19 @@ def test_only_cross_attention_gets_the_context() -> None:
     assert relative(np.concatenate([y, rest], 1), want) < 1e-5
     with pytest.raises(ValueError, match="no branch of the block reads the context"):
         Block({"mixer": causal_attention()}, features=8, rngs=rngs)(X, Tokens(context=context))
+
+
+@pytest.mark.parametrize("options", [{"rotary": 100.0}, {"window": 2}, {"relative": "alibi"}], ids=str)
+def test_cross_attention_counts_the_tokens_that_it_reads(options: dict[str, Any]) -> None:
+    cross = MultiHeadAttention(8, num_heads=2, context_features=4, rngs=nnx.Rngs(0), kernel_init=normal(1.0), **options)
+    context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
+    run, extend = program(cross), program(cross, "extend")
+    want, state = run(X, Tokens(context=context)), cross.init_state(2, 5, context=context)
+    # The second row's padding does not count.
+    first, state = extend(X[:, :2], state, np.array([[True, True], [True, False]]))
+    rest, _ = extend(np.stack([X[0, 2:4], X[1, 1:3]]), state)
+    assert relative(np.concatenate([first[0], rest[0]]), want[0, :4]) < 1e-5
+    assert relative(np.concatenate([first[1, :1], rest[1]]), want[1, :3]) < 1e-5
 
 
 def test_branches_may_share_a_norm() -> None:
