@@ -45,8 +45,7 @@ class ShiftedMLP(Recurrent):
     """Linear, squared relu, linear, applied to a mixture of each token and the previous one.
 
     Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear); with a gate ``gate_shift`` (features,) and
-      ``gate``
-    (linear).
+    ``gate`` (linear).
     """
 
     def __init__(

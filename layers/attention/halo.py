@@ -32,9 +32,9 @@ class HaloAttention(Mixer):
 
     Masked tokens are as what lies beyond the map.
 
-    Parameters: ``query``, ``key_value`` (linear; head by head its keys, then its values), ``rows``, ``columns`` (2
-      (block
-    + 2 halo) - 1, head_dim), by ascending row of the key - row of the query, and ``out`` (linear), unless left out.
+    Parameters: ``query``, ``key_value`` (linear; head by head its keys, then its values), ``rows``, ``columns``
+    (2 (block + 2 halo) - 1, head_dim), by ascending row of the key - row of the query, and ``out`` (linear), unless
+    left out.
     """
 
     layouts = ("grid",)

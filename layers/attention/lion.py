@@ -54,7 +54,8 @@ class LionAttention(ProjectedAttention):
     """Linear attention to both sides whose tokens count less the farther away they are.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), with decay "fixed" ``rates`` (heads,), with "selective"
-    ``decay`` (linear). The tokens before those of a grid, such as a class token, do not decay.
+    ``decay`` (linear). As in the authors' code the tokens before those of a grid, such as a class token, have a = 1
+    where the decay is selective, and that of all others where it is fixed.
     """
 
     paper = (130,)

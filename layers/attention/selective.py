@@ -32,8 +32,7 @@ class Temperature(Module):
     """t, for each head.
 
     Parameters: ``alpha``, one number, where the position counts; ``weight`` (heads, head_dim), or ``hidden`` and
-      ``out``
-    (linear), where the token does.
+    ``out`` (linear), where the token does.
     """
 
     undecayed = ("alpha",)

@@ -38,8 +38,7 @@ class RWKV6(Recurrent):
     the one before it by learned shares, which depend on the token.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear); ``decay`` (low rank); ``shift`` (features,),
-      m;
-    ``decay_shift``, ``key_shift``, ``value_shift``, ``query_shift``, ``gate_shift`` (low rank, with m_c for a bias);
+    m; ``decay_shift``, ``key_shift``, ``value_shift``, ``query_shift``, ``gate_shift`` (low rank, with m_c for a bias);
     ``bonus`` (heads, key_dim), u; ``norm`` and ``norm_bias``.
     """
 
