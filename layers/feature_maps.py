@@ -29,8 +29,8 @@ FeatureMapSpec = str | Mapping[str, Any] | FeatureMap
 
 
 def elu_plus_one(x: jax.Array) -> jax.Array:
-    """elu(x) + 1: x + 1 above 0, e^x below."""
-    return jax.nn.elu(x) + 1
+    """elu(x) + 1: x + 1 above 0, e^x below, and not the sum of e^x - 1 and 1, which keeps few digits of a small e^x."""
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def unit_silu(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from flax import nnx
 import layers
 from layers import LowRank, Tokens, assign
 from layers.attention.linear import normalized_linear_attention
-from layers.feature_maps import FEATURE_MAPS, create_feature_map, positive_random_features
+from layers.feature_maps import FEATURE_MAPS, create_feature_map, elu_plus_one, positive_random_features
 from tests.layers.mixer_cases import relative
 from tests.references import cores as recorded
 from tests.references import seeded
@@ -85,6 +85,17 @@ def test_random_features_estimate_the_softmax() -> None:
 
     assert error(80_000) < 0.02
     assert error(4) > 0.02
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_small_features_have_all_digits(dtype: Any) -> None:
+    """A query whose features are all small has the same digits as any other: only their ratios count."""
+    x = jnp.linspace(-20, 4, 97, dtype=dtype)
+    given = np.asarray(x, np.float64)
+    found = np.asarray(create_feature_map("elu+1", 97, rngs=nnx.Rngs(0))(x), np.float64)
+    expected = np.where(given > 0, given + 1, np.exp(given))
+    np.testing.assert_allclose(found, expected, rtol=2 * float(jnp.finfo(dtype).eps) + 1e-6)
+    np.testing.assert_array_equal(jax.grad(elu_plus_one)(0.0), 1)
 
 
 def test_feature_maps_have_the_promised_values() -> None:
