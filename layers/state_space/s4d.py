@@ -52,30 +52,57 @@ def poles(initialization: Poles, state_dim: int) -> np.ndarray:
     return -(np.arange(state_dim) + 1.0)
 
 
-def discretize(poles: jax.Array, step: jax.Array, rule: Discretization) -> tuple[jax.Array, jax.Array]:
-    """log A' and B' (features, modes) of poles (features, modes) and steps (features,)."""
+@struct.dataclass
+class Decay:
+    """A' (features, modes) by its logarithm, whose multiples are those of its powers.
+
+    Attributes:
+      log: log A', or log |A'| where there is a sign.
+      sign: 1 or -1, of real poles by the bilinear rule: A' is negative where a pole is beyond -2 / step, and real
+        numbers have no logarithm of that.
+    """
+
+    log: jax.Array
+    sign: jax.Array | None = None
+
+    def power(self, exponents: Any) -> jax.Array:
+        """A'^n (..., features, modes) for whole numbers n (..., 1 or features, 1 or modes)."""
+        size = jnp.exp(exponents * self.log)
+        return size if self.sign is None else size * jnp.where(exponents % 2 == 1, self.sign, 1)
+
+
+def discretize(poles: jax.Array, step: jax.Array, rule: Discretization) -> tuple[Decay, jax.Array]:
+    """A' and B' (features, modes) of poles (features, modes) and steps (features,)."""
     z = step[:, None] * poles
     if rule == "zoh":
-        return z, jnp.expm1(z) / poles
-    return jnp.log1p(z / 2) - jnp.log1p(-z / 2), step[:, None] / (1 - z / 2)
+        return Decay(z), jnp.expm1(z) / poles
+    entering = step[:, None] / (1 - z / 2)
+    if jnp.iscomplexobj(z):
+        return Decay(jnp.log1p(z / 2) - jnp.log1p(-z / 2)), entering
+    near = z > -1
+    above = jnp.where(
+        near, jnp.log1p(jnp.where(near, z, 0) / 2), jnp.log(jnp.maximum(jnp.abs(1 + jnp.where(near, -1, z) / 2), 1e-30))
+    )
+    return Decay(above - jnp.log1p(-z / 2), jnp.where(z < -2, -1, 1).astype(z.dtype)), entering
 
 
-def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+def _powers(decay: Decay, length: int) -> tuple[jax.Array, jax.Array]:
     """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), with size * count >=
     ``length``.
 
     Every power is a product of one of each, so only about 2 sqrt(length) exponentials per mode are computed.
     """
     size = math.isqrt(length - 1) + 1
-    fine = jnp.exp(log_decay[..., None] * jnp.arange(size))
-    return fine, jnp.exp(log_decay[..., None] * (size * jnp.arange(-(-length // size))))
+    fine, coarse = jnp.arange(size), size * jnp.arange(-(-length // size))
+    fine, coarse = (jnp.moveaxis(decay.power(n[:, None, None]), 0, -1) for n in (fine, coarse))
+    return fine, coarse
 
 
-def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array:
+def response(weights: jax.Array, decay: Decay, length: int) -> jax.Array:
     """The kernel sum_n w_n A'_n^l for l < length (twice its real part, if complex): maps weights (..., features, modes)
     to (..., features, length).
     """
-    fine, coarse = _powers(log_decay, length)
+    fine, coarse = _powers(decay, length)
     weighted = weights[..., None] * coarse
     if jnp.iscomplexobj(weighted):
         weighted = jnp.concatenate([2 * weighted.real, -2 * weighted.imag], axis=-2)
@@ -84,9 +111,9 @@ def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array
     return out.reshape(*out.shape[:-2], -1)[..., :length]
 
 
-def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
+def absorb(u: jax.Array, decay: Decay) -> jax.Array:
     """sum_r A'^r u_r: maps inputs (batch, features, length), the latest first, to a state (batch, features, modes)."""
-    fine, coarse = _powers(log_decay, u.shape[-1])
+    fine, coarse = _powers(decay, u.shape[-1])
     blocks = jnp.pad(u, ((0, 0), (0, 0), (0, fine.shape[-1] * coarse.shape[-1] - u.shape[-1]))).reshape(
         *u.shape[:2], -1, fine.shape[-1]
     )
@@ -178,8 +205,8 @@ class S4D(Recurrent):
         )
         self.features, self.modes, self.discretization, self.causal = features, len(start), discretization, causal
 
-    def system(self) -> tuple[jax.Array, jax.Array]:
-        """log A' (features, modes) and C B' (directions, features, modes), at least float32."""
+    def system(self) -> tuple[Decay, jax.Array]:
+        """A' (features, modes) and C B' (directions, features, modes), at least float32."""
         wide = jnp.promote_types(self.C.dtype, jnp.float32)
         real = -jnp.exp(self.log_A_real[...].astype(wide))
         output = self.C[...].astype(wide)
@@ -190,13 +217,13 @@ class S4D(Recurrent):
                 jax.lax.complex(real, self.A_imag[...].astype(wide)),
                 jax.lax.complex(output[..., 0], output[..., 1]),
             )
-        log_decay, entering = discretize(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretization)
-        return log_decay, output * entering
+        decay, entering = discretize(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretization)
+        return decay, output * entering
 
     def kernel(self, length: int) -> jax.Array:
         """The convolution kernel K, (directions, features, length)."""
-        log_decay, weights = self.system()
-        return response(weights, log_decay, length)
+        decay, weights = self.system()
+        return response(weights, decay, length)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> S4DState:
         """A state of zeros, in float32 or wider; its size does not depend on the length.
@@ -227,18 +254,18 @@ class S4D(Recurrent):
         """A single token by the recurrence, several (batch, new, features) by convolution plus the contribution of the
         state.
         """
-        log_decay, (weights,) = self.system()
+        decay, (weights,) = self.system()
         length = u.shape[1]
         new = jnp.full((u.shape[0],), length) if mask is None else jnp.sum(mask, axis=1)
-        kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
+        kept = decay.power(new[:, None, None]) * state.hidden
         if length == 1:
             hidden = kept + u[:, 0, :, None]  # a masked token has u = 0 and kept = hidden
             y = jnp.sum(weights * hidden, axis=-1)[:, None]
             return 2 * y.real if jnp.iscomplexobj(y) else y, S4DState(hidden)
-        y = toeplitz_product(u, response(weights, log_decay, length).T)
-        y = y + jnp.swapaxes(response(weights * jnp.exp(log_decay) * state.hidden, log_decay, length), 1, 2)
+        y = toeplitz_product(u, response(weights, decay, length).T)
+        y = y + jnp.swapaxes(response(weights * decay.power(1) * state.hidden, decay, length), 1, 2)
         # Padding is trailing: the last real token of a row has the index new - 1.
         index = new[:, None] - 1 - jnp.arange(length)
         latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[..., None], axis=1)
         entered = jnp.swapaxes(jnp.where(index[..., None] >= 0, latest_first, 0), 1, 2)
-        return y, S4DState(kept + absorb(entered, log_decay))
+        return y, S4DState(kept + absorb(entered, decay))

@@ -86,6 +86,21 @@ def test_s4d_is_its_recurrence(double: Any, initialization: str, discretization:
     assert relative(found, value / (1 + np.exp(-gate))) < 1e-11
 
 
+def test_real_poles_may_overshoot(double: Any) -> None:
+    """By the bilinear rule A' is negative where a step is above 2 / |pole|; whole, and after a state."""
+    layer = s4d("real", "bilinear", state_dim=64, step_range=(0.05, 1.0))
+    decay, entering, output = written_out(layer)
+    assert (decay.real < 0).any()
+    expected = np.einsum("hn,hn,hnl->hl", output, entering, decay[..., None] ** np.arange(50)).real
+    assert relative(jax.jit(lambda: layer.kernel(50)[0])(), expected) < 1e-10
+    u = np.random.default_rng(0).standard_normal((2, 9, 3))
+    parts, state = [], layer.init_state(2, dtype=jnp.float64)
+    for chunk in np.split(u, [4, 5], axis=1):
+        y, state = program(layer, "extend")(chunk, state)
+        parts.append(y)
+    assert relative(np.concatenate(parts, 1), program(layer)(u)) < 1e-10
+
+
 def test_s4d_bidirectional_kernel_reads_what_follows(double: Any) -> None:
     """The second kernel's entry j meets the token j + 1 later."""
     layer = s4d(causal=False)
