@@ -95,19 +95,19 @@ class _Liveness:
             known.update(zip(equation.outvars, made, strict=True))
         return read(jaxpr.outvars)
 
-    def peak(self, results: Iterable[_Sources]) -> int:
-        """The maximum number of live bytes; ``results`` live to the end."""
+    def moments(self, results: Iterable[_Sources]) -> list[int]:
+        """The bytes that live while each operation runs; ``results`` live to the end."""
         last = {buffer: number for number, (reads, made, _) in enumerate(self.steps) for buffer in (*reads, *made)}
         last |= {buffer: len(self.steps) for sources in results for buffer in sources}
-        live = most = 0
+        live, found = 0, []
         ending: dict[int, int] = {}
         for buffer, number in last.items():
             ending[number] = ending.get(number, 0) + buffer.size
         for number, (_, made, inner) in enumerate(self.steps):
             live += sum(buffer.size for buffer in made)
-            most = max(most, live + inner)
+            found.append(live + inner)
             live -= ending.get(number, 0)
-        return most
+        return found
 
 
 def _bytes(aval: Any) -> int:
@@ -140,16 +140,24 @@ def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
     program = _Liveness()
     outside = sum(operations.scan_sizes(params)) if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
-    return program.peak(program.add(body, [frozenset()] * outside + sliced))
+    return max(program.moments(program.add(body, [frozenset()] * outside + sliced)), default=0)
+
+
+def moments(jaxpr: Any) -> list[int]:
+    """Bytes that a program needs besides its arguments and results that alias them, while each of its operations runs
+    that makes an array; ``jaxpr`` may be closed or open. Where two programs differ in the number of rows alone, each of
+    them grows linearly.
+    """
+    body = _inside(jaxpr)
+    program = _Liveness()
+    return program.moments(program.add(body, [frozenset()] * len(body.invars)))
 
 
 def temporaries(jaxpr: Any) -> int:
     """Peak bytes that a program needs besides its arguments and results that alias them; ``jaxpr`` may be closed or
     open.
     """
-    body = _inside(jaxpr)
-    program = _Liveness()
-    return program.peak(program.add(body, [frozenset()] * len(body.invars)))
+    return max(moments(jaxpr), default=0)
 
 
 def kept(program: Callable[..., Any], parameters: Any, inputs: Any) -> int:
