@@ -1,10 +1,10 @@
-"""Additive attention: scores by a small network instead of a product.
+"""Additive attention: logits from a small network instead of a dot product.
 
     u_ij = v . tanh(W_k e_j + W_q d_i)
 
 for queries d and keys e. Neural Machine Translation by Jointly Learning to Align and Translate (Bahdanau et al., 2014,
-arXiv:1409.0473, appendix A.1.2) sums values by the softmax of u; Pointer Networks (Vinyals et al., 2015,
-arXiv:1506.03134, equation 3) take u itself as logits over the keys.
+arXiv:1409.0473, appendix A.1.2) averages the values with weights softmax(u); Pointer Networks (Vinyals et al., 2015,
+arXiv:1506.03134, equation 3) use u itself as logits over the keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from layers.module import Module
 
 
 class AdditiveAttention(Module):
-    """Scores of queries and keys. Parameters: ``query``, ``key``, ``score`` (linear, without biases)."""
+    """Additive attention logits of queries and keys. Parameters: ``query``, ``key``, ``score`` (linear, without
+    biases).
+    """
 
     def __init__(
         self,
@@ -36,9 +38,9 @@ class AdditiveAttention(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-        features: of queries and of keys.
-        hidden: features inside the tanh; None: as many.
-        kernel_init: of all three.
+        features: features of queries and of keys.
+        hidden: features inside the tanh; None for ``features``.
+        kernel_init: initializer of all three kernels.
         """
         common = {"use_bias": False, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype}
         self.query = Linear(features, hidden or features, rngs=rngs, **common)
@@ -46,18 +48,18 @@ class AdditiveAttention(Module):
         self.score = Linear(hidden or features, 1, rngs=rngs, **common)
 
     def __call__(self, queries: jax.Array, keys: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Scores every key for every query.
+        """Logits of every key for every query.
 
-        The tanh is taken of one query at a time, and again in the backward pass: memory grows with the number of
-        scores, not with that times ``hidden``.
+        The tanh is computed for one query at a time and recomputed in the backward pass: memory grows with the number
+        of logits, not with that times ``hidden``.
 
         Args:
           queries: (batch, queries, features).
           keys: (batch, keys, features).
-          mask: bool (batch, keys), True for real keys; what stands at the others may be anything.
+          mask: bool (batch, keys), True for real keys; the others may hold anything.
 
         Returns:
-          (batch, queries, keys), at least float32; minus infinity at keys that are not real.
+          (batch, queries, keys), at least float32; minus infinity at masked keys.
         """
         e = self.key(finite_padding(keys, mask))
         wide = jnp.promote_types(e.dtype, jnp.float32)

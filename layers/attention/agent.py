@@ -1,12 +1,12 @@
 """Agent attention: On the Integration of Softmax and Linear Attention (Han et al., ECCV 2024, arXiv:2312.08874), eqs. 4
 to 6.
 
-    A = pool(Q)                                  a few agents, averages of the queries over parts of the map
-    V_A = softmax(A K^T / sqrt(d) + B_1) V       agents gather from all tokens
+    A = pool(Q)                                  agent tokens: averages of the queries over cells of the map
+    V_A = softmax(A K^T / sqrt(d) + B_1) V       agents aggregate from all tokens
     Y = softmax(Q A^T / sqrt(d) + B_2) V_A + DWC(V)
 
-and hand on to them; DWC is a depth-wise 3x3 convolution. The cost is tokens times agents. The biases B_1 and B_2 are
-sums of a coarse table of the map, resampled to it bilinearly, of a table of its rows and one of its columns.
+and broadcast back to them; DWC is a depth-wise 3x3 convolution. The cost is tokens times agents. Each bias, B_1 or B_2,
+is the sum of a coarse table, bilinearly resampled to the map, a table of rows and a table of columns.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ COARSE = 7
 
 
 class AgentBias(Module):
-    """Scores of agents and tokens by where they are, which start near 0.
+    """Learned biases between agents and token positions, initially near 0.
 
-    Parameters: ``coarse`` (heads, agents, 7, 7); of a map of known size ``rows`` (heads, agents, rows) and ``columns``;
-    for prefix tokens ``prefix`` (heads, agents, prefix).
+    Parameters: ``coarse`` (heads, agents, 7, 7); for a map of known size ``rows`` (heads, agents, rows) and ``columns``
+    (heads, agents, columns); for prefix tokens ``prefix`` (heads, agents, prefix).
     """
 
     undecayed = ("coarse", "rows", "columns", "prefix")
@@ -59,9 +59,10 @@ class AgentBias(Module):
         self.prefix = table(prefix) if prefix else None
 
     def __call__(self, grid: tuple[int, int], prefix: int) -> jax.Array:
-        """Float32 (heads, agents, prefix + rows * columns); prefix tokens that have no scores of their own get 0.
+        """The bias, at least float32, (heads, agents, prefix + rows * columns); prefix tokens without their own entry
+        get 0.
 
-        Tables of another grid are resampled bilinearly, as PyTorch's ``interpolate`` without aligned corners.
+        Tables of another grid are resampled bilinearly, like PyTorch's ``interpolate`` without aligned corners.
         """
 
         def resampled(table: nnx.Param, *sides: int) -> jax.Array:
@@ -79,9 +80,9 @@ class AgentBias(Module):
 
 @register_mixer("agent")
 class AgentAttention(ProjectedAttention):
-    """Attention of the tokens of a map through a few agents, averages of their queries; with prefix tokens or without.
+    """Attention of the tokens of a map through a few agents, averages of their queries; prefix tokens are optional.
 
-    Masked tokens are in no average, are attended to by nobody, and count as zeros in the convolution.
+    Masked tokens are excluded from the averages, are not attended to, and count as zeros in the convolution.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``agent_bias.*`` (B_1), ``token_bias.*`` (B_2),
     ``enhancement`` (convolution).
@@ -100,17 +101,17 @@ class AgentAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          agents: a square number: so many rows and columns of the map become one query each.
-          grid: rows and columns that have biases of their own; None leaves them to the coarse tables.
-          prefix: prefix tokens that have biases.
-          options: as of :class:`ProjectedAttention`.
+          agents: number of agents, a square number: they form a square grid over the map.
+          grid: rows and columns of the map for the row and column biases; None uses only the coarse tables.
+          prefix: number of prefix tokens with a bias.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, or agents that are no square.
+          ValueError: features not divisible by num_heads, or ``agents`` is not a square number.
         """
         self.side = math.isqrt(max(agents, 0))
         if agents < 1 or self.side**2 != agents:
-            raise ValueError(f"agents are averages over a square of parts of the map: {agents} is not a square number")
+            raise ValueError(f"agents form a square grid over the map: {agents} is not a square number")
         super().__init__(features, **options)
         common = of_layers(options)
         made = {name: common[name] for name in ("param_dtype", "rngs")}

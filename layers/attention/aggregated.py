@@ -1,17 +1,17 @@
 """Aggregated attention: TransNeXt, Robust Foveal Visual Perception for Vision Transformers (Shi, CVPR 2024,
 arXiv:2311.17132), sections 3.1 to 3.4.
 
-Each token of a map sees its neighbors as they are and the whole map in a coarse grid, under one softmax:
+Each token of a map attends to its neighbors and to a pooled version of the whole map under one softmax:
 
     a_i = softmax([q_i K_near(i) + b, q_i K_pooled + B_i])      q_i = (unit(W_q x_i) + e) softplus(t) log(n_i)
     y_i = a_i [V_near(i), V_pooled] + (unit(W_q x_i) T + c) V_near(i)
 
-Keys are unit vectors. e (a query of its own), t, b, T and c are learned for each head; n_i is how many keys token i
-has, so that the entropy of the weights does not follow the size of the map. Pooled tokens are LN(pool(gelu(W x))), and
-share the projections of keys and values. B is made of where they lie by an MLP: of the distance d = q - k of row and of
-column, in units of an eighth of the map of pretraining, as sign(d) log2(1 + |d|) / 3.
+Keys are unit vectors. e (a query embedding), t, b, T and c are learned per head; n_i is the number of keys of token i,
+so that the entropy of the weights does not depend on the size of the map. Pooled tokens are LN(pool(gelu(W x))) and
+share the key and value projections. B is computed by an MLP from the distances d = q - k of row and of column, in units
+of an eighth of the pretraining map, transformed to sign(d) log2(1 + |d|) / 3.
 
-Where nothing is pooled, all tokens are keys, and neighbors have no part of their own: y_i = softmax(q_i K + B_i) V.
+Without pooling all tokens are keys and there is no separate neighborhood: y_i = softmax(q_i K + B_i) V.
 """
 
 from __future__ import annotations
@@ -37,21 +37,20 @@ from layers.tokens import Tokens
 from pallas_kernels import attention, neighborhood_average, neighborhood_scores
 
 LOW = -1e30
-"""The logit of a key that is not there: finite, so that a row without any has finite gradients."""
+"""Logit of a missing key: finite, so that a row without keys has finite gradients."""
 
 
 @register_mixer("aggregated")
 class AggregatedAttention(HeadMixture):
-    """Attention of a map's tokens to their neighbors and to a pooled map at once.
+    """Attention of a map's tokens to their neighbors and to a pooled map, under one softmax.
 
-    Neighbors beyond the map are left out. Means of the pooled map are over real tokens, and parts without one are left
-    out. The pooled map has a side of side / reduction, rounded down, at least 1; parts overlap where it divides
-    unevenly.
+    Neighbors outside the map are masked. The pooled map averages real tokens only, and cells without any are masked.
+    Its side is side / reduction, rounded down, at least 1; cells overlap if it does not divide evenly.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_embedding`` (heads, head_dim), ``temperature``
-      (heads,), ``offset_up``, ``offset_down`` (linear, the MLP of B); where the map is pooled ``reduction`` (linear),
-      ``reduction_norm``, ``near_bias`` b (heads, window^2), ``near`` (T and c, linear within each head);
-      and those of :class:`HeadMixture` where heads are mixed.
+    (heads,), ``offset_up``, ``offset_down`` (linear, the MLP of B); if the map is pooled, ``reduction`` (linear),
+    ``reduction_norm``, ``near_bias`` b (heads, window^2), ``near`` (T and c, linear within each head); and those of
+    :class:`HeadMixture` if heads are mixed.
     """
 
     layouts = ("grid",)
@@ -71,18 +70,18 @@ class AggregatedAttention(HeadMixture):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          window: tokens along each side of the neighborhood, an odd number.
-          reduction: tokens along each side of the map that become one of the pooled map; 1 pools nothing.
-          grid: rows and columns of the map of pretraining, the unit of distances; that of the input by default.
-          shared, chosen, depth: weigh the heads as :class:`MixtureOfHeads`, where one of the first two is given.
-          options: as of :class:`ProjectedAttention`.
+          window: side of the neighborhood in tokens, an odd number.
+          reduction: factor by which pooling reduces each side of the map; 1 for no pooling.
+          grid: rows and columns of the pretraining map, which scale the distances; default those of the input.
+          shared, chosen, depth: mix the heads as in :class:`MixtureOfHeads`, if one of the first two is given.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, an even window, a reduction below 1, or heads to be mixed
-            that there are not.
+          ValueError: features not divisible by num_heads, an even window, a reduction below 1, or more shared and
+            chosen heads than ``num_heads``.
         """
         if window % 2 == 0 or reduction < 1:
-            raise ValueError(f"a window has a middle and a reduction is at least 1; got {window=} and {reduction=}")
+            raise ValueError(f"window must be odd and reduction at least 1; got {window=} and {reduction=}")
         super().__init__(features, **options)
         heads, near, common = self.num_heads, window**2, of_projections(options)
         init = truncated_normal(0.02)
@@ -154,19 +153,21 @@ class AggregatedAttention(HeadMixture):
         return y.reshape(q.shape)
 
     def _asking(self, q: jax.Array, count: jax.Array) -> jax.Array:
-        """Queries, of unit ones (batch, length, heads, head_dim) that have ``count`` (batch or 1, length or 1) keys."""
+        """Scaled queries, from unit queries (batch, length, heads, head_dim) and their numbers of keys, ``count``
+        (batch or 1, length or 1).
+        """
         scale = jax.nn.softplus(widened(self.temperature[...]))
         factor = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))[..., None] * scale
         return ((q + widened(self.query_embedding[...])) * factor[..., None]).astype(q.dtype)
 
     def _pooled(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Pooled tokens (batch, length, features), and which share of each is real, (batch or 1, rows, columns)."""
+        """Pooled tokens (batch, length, features), and the real fraction of each, (batch or 1, rows, columns)."""
         size = tuple(max(side // self.stride, 1) for side in x.shape[1:3])
         means, share = adaptive_average_pool(without_padding(gelu(self.reduction(x)), mask), (size[0], size[1]), mask)
         return self.reduction_norm(means.reshape(x.shape[0], -1, x.shape[-1])), share
 
     def _bias(self, grid: tuple[int, int], size: tuple[int, ...]) -> jax.Array:
-        """B, float32 (1, heads, tokens of a map of ``grid``, tokens of one of ``size`` that is pooled from it)."""
+        """B, float32 (1, heads, tokens of the map, tokens of the pooled map), with sides ``grid`` and ``size``."""
         rows, columns = (
             _distances(*sides) for sides in zip(grid, size, grid if self.grid is None else self.grid, strict=True)
         )
@@ -177,11 +178,11 @@ class AggregatedAttention(HeadMixture):
 
 
 def _distances(side: int, pooled: int, pretrained: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis, the different distances of ``side`` tokens from the middles of ``pooled`` parts on the scale of
-    B, float32, and which of them a pair has, (side, pooled).
+    """For one axis, the distinct distances between ``side`` tokens and the centers of ``pooled`` cells on the scale of
+    B, float32, and the index of each pair's distance, (side, pooled).
     """
     part = np.arange(pooled)
-    middles = (part * side // pooled - (-(part + 1) * side // pooled) - 1) / 2  # of floor and ceil, as they are pooled
+    middles = (part * side // pooled - (-(part + 1) * side // pooled) - 1) / 2  # floor and ceil of adaptive pooling
     different, which = np.unique(np.arange(side)[:, None] - middles, return_inverse=True)
     scaled = 8 * different / max(pretrained - 1, 1)
     scaled = np.sign(scaled) * np.log2(np.abs(scaled) + 1) / 3

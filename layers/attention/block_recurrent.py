@@ -1,25 +1,26 @@
 """Block-Recurrent Transformers (Hutchins et al., NeurIPS 2022, arXiv:2203.07852), section 3.
 
-A text is read in windows of W tokens. N vectors s, the state, are changed at the end of each window; its tokens see
-those that the window before has left. With heads whose queries and keys have length 1, and learned scales,
+A text is read in windows of W tokens. The state, N vectors s, is updated at the end of each window; the tokens of a
+window see the state left by the previous one. With unit-norm queries and keys per head, and learned scales,
 
-    y = W_o [softmax(a q_x K_x^T + bias) V_x, softmax(b q'_x K_s^T) V_s]       tokens: the W before, and the state
-    h =     [softmax(c q_s K_s^T) V_s, softmax(d q'_s K_x^T) V_x]              state: itself, and the tokens
+    y = W_o [softmax(a q_x K_x^T + bias) V_x, softmax(b q'_x K_s^T) V_s]       tokens attend to W tokens and the state
+    h =     [softmax(c q_s K_s^T) V_s, softmax(d q'_s K_x^T) V_x]              the state attends to itself and tokens
     K_s, V_s, q_s, q'_s = projections of RMSNorm(s) + e                        e: learned, one for each of the N
-    K_x in h: keys of this window and of the one before
+    K_x in h: keys of this window and the previous one
 
     skip    s = gate(s, W h)
     dual    s = gate(s, W h);  s = gate'(s, W_2 relu(W_1 RMSNorm(s)))
     single  s = gate(s, tanh(W_2 relu(W_1 h)))
 
     fixed   gate(s, z) = g s + (1 - g) z                              g = sigmoid(b)
-    lstm    gate(s, z) = sigmoid(W_f u + b_f + 1) s + sigmoid(W_i u + b_i - 1) z      u: what the last matrix is given
+    lstm    gate(s, z) = sigmoid(W_f u + b_f + 1) s + sigmoid(W_i u + b_i - 1) z      u: input of the last matrix
 
-The paper's best is the fixed gate with "skip". As in the authors' code (google-research/meliad) a token sees those
-before it, not itself, and ``bias`` are T5's buckets of distances. The first window of a document has none before it;
-theirs has one of zeros, which takes a share of the softmax: that is ``hidden_start=False``.
+The paper's best is the fixed gate with "skip". As in the authors' code (google-research/meliad), a token sees the
+tokens before it but not itself, and ``bias`` is T5's bucketed relative position bias. The first window of a document
+has no previous window; in the authors' code it has one of zeros, which takes a share of the softmax
+(``hidden_start=False``).
 
-Keys and values of the state are kept with it. The gradient passes through all windows of a call.
+The state's keys and values are stored with it. The gradient passes through all windows of a call.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ Cell = Literal["skip", "dual", "single"]
 
 @struct.dataclass
 class BlockRecurrentState:
-    """What is kept of each row's current document.
+    """State of each row's current document.
 
     Attributes:
-      key, value: (batch, 2 W, heads, head_dim), of the window before and of the unfinished one.
-      states: (batch, N, features), at least float32.
-      state_key, state_value: (batch, N, heads, head_dim), theirs.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
+      key, value: (batch, 2 W, heads, head_dim): previous window and unfinished one.
+      states: (batch, N, features), s, at least float32.
+      state_key, state_value: (batch, N, heads, head_dim), keys and values of s.
+      length: (batch,) int32, tokens of the document read so far.
+      segment: (batch,) int32, id of the document.
     """
 
     key: jax.Array
@@ -68,14 +69,16 @@ class BlockRecurrentState:
 
 
 class StateGate(Module):
-    """How much of a state is kept, and how much of something new is taken.
+    """The gate that mixes the old state with its update.
 
-    Parameters: ``bias`` (features,) of a fixed gate; ``forget`` and ``take`` (linear) of an LSTM's.
+    Parameters: ``bias`` (features,) for "fixed"; ``forget`` and ``take`` (linear) for "lstm".
     """
 
     def __init__(self, features: int, inputs: int, kind: Gate, **made: Unpack[LayerOptions]):
         """Args:
-        inputs: features of what an LSTM's gate reads.
+        features: features of the state.
+        inputs: features of u, the input of an "lstm" gate.
+        kind: "fixed" or "lstm".
         """
         self.bias = parameter(normal(0.1), (features,), made) if kind == "fixed" else None
         lstm: dict[str, Any] = {
@@ -87,7 +90,9 @@ class StateGate(Module):
         self.take = Linear(inputs, features, **lstm) if kind == "lstm" else None
 
     def __call__(self, states: jax.Array, new: jax.Array, read: jax.Array) -> jax.Array:
-        """Joins ``states`` and ``new`` (batch, N, features); ``read`` (batch, N, inputs) is what ``new`` is made of."""
+        """The new state, given ``states`` and the update ``new`` (batch, N, features), and ``read``, u (batch, N,
+        inputs).
+        """
         new = new.astype(states.dtype)
         if self.forget is None or self.take is None:
             assert self.bias is not None
@@ -99,13 +104,12 @@ class StateGate(Module):
 
 @register_mixer("block_recurrent_attention")
 class BlockRecurrentAttention(Mixer):
-    """Attention to the last W tokens and to a recurrent state, which attends to each window.
+    """Attention to the last W tokens and to a recurrent state, which attends to each window in turn.
 
     Parameters: ``query``, ``key``, ``value``, ``state_query``, ``out`` (linear, no biases), ``scale`` and
-    ``state_scale`` (heads,) and ``relative.table`` of tokens; of the state ``initial`` and ``place`` (N, features),
+    ``state_scale`` (heads,) and ``relative.table`` for tokens; for the state ``initial`` and ``place`` (N, features),
     ``norm``, ``own_query``, ``own_key``, ``own_value``, ``token_query`` (linear), ``own_scale`` and ``token_scale``
-    (heads,), and of its cell ``project``, ``gate``, ``channel_norm``, ``up``, ``down``, ``channel_gate``, as far as it
-    has them.
+    (heads,); and, depending on the cell, ``project``, ``gate``, ``channel_norm``, ``up``, ``down``, ``channel_gate``.
     """
 
     paper = (122,)
@@ -132,15 +136,16 @@ class BlockRecurrentAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim: heads of tokens and of the state, and their size, features / num_heads by default.
+          num_heads, head_dim: number of heads, of tokens and of the state, and features of a head; default features /
+            num_heads.
           window, states: W and N.
           gate: "fixed" or "lstm".
           cell: "skip", "dual" or "single".
-          hidden: hidden features of the state's MLP, 4 features by default.
-          hidden_start: what is before a document is hidden; else it is zeros that are seen.
+          hidden: hidden features of the state's MLP; default 4 * features.
+          hidden_start: mask the missing window before a document; if False, it consists of visible zeros.
 
         Raises:
-          ValueError: features that num_heads does not divide, no window or state, or an unknown gate or cell.
+          ValueError: features not divisible by num_heads, a window or state below 1, or an unknown gate or cell.
         """
         if head_dim is None and features % num_heads:
             raise ValueError(f"{features} features can't be divided among {num_heads} heads: give head_dim=")
@@ -183,7 +188,7 @@ class BlockRecurrentAttention(Mixer):
     def init_state(
         self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
     ) -> BlockRecurrentState:
-        """The learned initial state, and no tokens; its size does not depend on the length."""
+        """The learned initial state without tokens; its size does not depend on the length."""
         shape = (batch_size, 2 * self.window, self.num_heads, self.head_dim)
         states = self._initial(batch_size, jnp.promote_types(dtype, jnp.float32))
         own_key, own_value = (a.astype(dtype) for a in self._own(states))
@@ -215,7 +220,7 @@ class BlockRecurrentAttention(Mixer):
         return self.out(found.reshape(*x.shape[:2], -1)), new
 
     def _heads(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Queries to tokens and to the state, keys and values of tokens, (batch, length, heads, head_dim)."""
+        """Queries for tokens and for the state, keys and values of tokens, (batch, length, heads, head_dim)."""
         q, state_q, k, v = (
             layer(x).reshape(*x.shape[:2], self.num_heads, -1)
             for layer in (self.query, self.state_query, self.key, self.value)
@@ -226,7 +231,7 @@ class BlockRecurrentAttention(Mixer):
         return broadcast(self.initial[...], (batch, self.states, self.features), dtype)
 
     def _placed(self, states: jax.Array) -> jax.Array:
-        """What projections of the state read."""
+        """RMSNorm(s) + e, the input of the state's projections."""
         h = self.norm(states.astype(self.norm.dtype or states.dtype))
         return h + broadcast(self.place[...], h.shape, h.dtype)
 
@@ -237,8 +242,8 @@ class BlockRecurrentAttention(Mixer):
         return unit(k), v
 
     def _step(self, state: BlockRecurrentState, piece: Piece) -> tuple[BlockRecurrentState, jax.Array, tuple[()]]:
-        """Reads tokens of one window; gives what heads find among tokens, then in the state, (batch, width, 2 heads,
-        head_dim).
+        """Reads tokens of one window; returns the new state and the outputs of the heads over tokens, then over the
+        state, (batch, width, 2 heads, head_dim).
         """
         q, state_q, k, v = piece.arrays
         if piece.fresh is not None:
@@ -252,7 +257,7 @@ class BlockRecurrentAttention(Mixer):
         )
         first = jnp.where(state.length < self.window, self.window if self.hidden_start else 0, 0)
         known = jnp.arange(2 * self.window) >= first[:, None]
-        # A token stands where the one before it is, because it does not see itself.
+        # A query is placed at the previous token, because a token does not see itself.
         before = self.window + inside[:, None] + offset - 1
         bias = self.relative.changes(before, before)
         table = bias["relative_bias"] * self.scale[...].astype(jnp.float32)[:, None]
@@ -269,13 +274,13 @@ class BlockRecurrentAttention(Mixer):
         return state, jnp.concatenate([among, of_state.astype(among.dtype)], axis=2), ()
 
     def _begun(self, state: BlockRecurrentState, fresh: jax.Array) -> BlockRecurrentState:
-        """The state whose rows ``fresh`` have read nothing yet."""
+        """The state with the rows ``fresh``, bool (batch,), reset."""
         empty = self.init_state(fresh.shape[0], dtype=state.key.dtype)
         empty = dataclasses.replace(empty, segment=state.segment)
         return _chosen(fresh, empty, state)
 
     def _moved(self, state: BlockRecurrentState, known: jax.Array, full: jax.Array) -> BlockRecurrentState:
-        """The state whose rows ``full`` have passed the end of a window."""
+        """The state after rows ``full``, bool (batch,), have reached the end of a window."""
         h = self._placed(state.states)
         own_q, token_q = (
             layer(h).reshape(*h.shape[:2], self.num_heads, -1) for layer in (self.own_query, self.token_query)
@@ -301,7 +306,7 @@ class BlockRecurrentAttention(Mixer):
         return _chosen(full, moved, state)
 
     def _next(self, states: jax.Array, found: jax.Array) -> jax.Array:
-        """The cell: the next state, given what this one's heads ``found`` (batch, N, 2 heads * head_dim)."""
+        """The cell: the next state, given h, ``found`` (batch, N, 2 heads * head_dim)."""
         read = found
         if self.project is not None and self.gate is not None:
             states = self.gate(states, self.project(found), found)
@@ -317,7 +322,7 @@ class BlockRecurrentAttention(Mixer):
 
 
 def _scaled(q: jax.Array, scale: nnx.Param) -> jax.Array:
-    """Queries of length 1, times the scale of their head."""
+    """Unit-norm queries times the scale of their head."""
     return unit(q) * broadcast(scale[...][:, None], q.shape, q.dtype)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of the tokens that have been read: of attention their keys and values."""
+"""Caches of the tokens that have been read, such as their keys and values in attention."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from layers.tokens import Continuation, Tokens, numbered
 
 @struct.dataclass
 class TokenCache:
-    """Something of each token read so far of each row's current document; a subclass says what.
+    """Cache of the tokens read so far in each row's current document; a subclass adds the cached fields.
 
     Attributes:
-      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty; slot = its place in the
-        document modulo capacity.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
+      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty; slot = index in the document
+        modulo capacity.
+      length: (batch,) int32, tokens of the document read so far.
+      segment: (batch,) int32, id of the document.
     """
 
     positions: jax.Array
@@ -30,17 +30,17 @@ class TokenCache:
 
     @staticmethod
     def nothing(batch: int, capacity: int) -> dict[str, jax.Array]:
-        """The fields of a cache without tokens."""
-        # An array each: a state is donated, and no array can be donated twice.
+        """The base fields of an empty cache."""
+        # Separate arrays: a state may be donated, and an array can't be donated twice.
         length, segment = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), jnp.int32)
         return {"positions": jnp.full((batch, capacity), -1, jnp.int32), "length": length, "segment": segment}
 
     def write(self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation) -> Self:
-        """Stores what new tokens have, (batch, new, ...) by field, after what the old ones had, or instead of those of
-        a document that has ended.
+        """Stores the entries of new tokens, (batch, new, ...) by field. They follow the old ones, or replace them if
+        the old document has ended.
 
-        Masked ones are not stored. ``after`` says where the tokens are in it; positions that are given are stored, but
-        take no part in where.
+        Masked tokens are not stored. ``after`` determines the slots; explicit positions of ``tokens`` are stored but do
+        not affect the slots.
         """
         capacity, positions = self.positions.shape[1], after.positions
         real = jnp.ones(positions.shape, bool) if tokens.mask is None else tokens.mask
@@ -49,7 +49,7 @@ class TokenCache:
             document = numbered(tokens.segment_ids, self.segment, tokens.mask)
             real &= document == document[:, -1:]
             kept = jnp.where(document[:, -1:] > 0, -1, kept)
-        # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
+        # If tokens share a slot, only the last is kept; the others get an index out of bounds and are dropped.
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
         row = jnp.arange(positions.shape[0])[:, None]
         fields: dict[str, tuple[jax.Array, jax.Array]] = {name: (getattr(self, name), x) for name, x in new.items()}
@@ -60,13 +60,14 @@ class TokenCache:
     def read(
         self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation, window: int | None = None
     ) -> tuple[Self, Self, tuple[jax.Array | None, jax.Array | None]]:
-        """Stores what new tokens have, as :meth:`write`.
+        """Stores the entries of new tokens as :meth:`write` does, and returns all that these tokens may attend to.
 
         Args:
-          window: tokens that one sees; None for all.
+          window: number of tokens that a token sees; None for all.
 
         Returns:
-          The new state, a cache of all that these tokens see, and the documents of both where they are known.
+          The new state; a cache of all tokens that the new ones see; the documents of the new tokens and of that cache,
+          or None each if unknown.
 
         Raises:
           ValueError: more tokens than the cache holds (outside ``jit``, where the lengths are known).
@@ -76,7 +77,7 @@ class TokenCache:
         written = self.write(new, tokens, after)
         if after.positions.shape[1] == 1 or (window is None and ids is None):
             return written, written, (None, None)
-        # A write may evict what the first of these tokens still see.
+        # The write may evict tokens that the first of the new ones still see.
         segments: tuple[jax.Array | None, jax.Array | None] = (None, None)
         if ids is not None:
             document = numbered(ids, self.segment, mask)
@@ -88,9 +89,7 @@ class TokenCache:
         return written, dataclasses.replace(self, **both), segments
 
     def _check_room(self, length: jax.Array, window: int | None) -> None:
-        """Refuses tokens that there is no room for, where lengths are known: under ``jit`` they are not, and the caller
-        counts.
-        """
+        """Refuses more tokens than fit, if lengths are known; under ``jit`` they are not, and the caller must check."""
         capacity = self.positions.shape[1]
         if capacity == window or isinstance(length, jax.core.Tracer):
             return
@@ -102,10 +101,10 @@ class TokenCache:
 
 @struct.dataclass
 class AttentionCache(TokenCache):
-    """Keys and values read so far of each row's current document.
+    """Keys and values of the tokens read so far in each row's current document.
 
     Attributes:
-      key, value: (batch, capacity, kv_heads, head_dim), the value with value_dim features.
+      key, value: (batch, capacity, kv_heads, head_dim) and (batch, capacity, kv_heads, value_dim).
     """
 
     key: jax.Array
@@ -115,16 +114,17 @@ class AttentionCache(TokenCache):
     def empty(
         cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any, value_dim: int | None = None
     ) -> AttentionCache:
-        """A cache without tokens; ``value_dim`` is that of values where it is not ``head_dim``."""
+        """An empty cache; ``value_dim`` defaults to ``head_dim``."""
         key, value = (jnp.zeros((batch, capacity, kv_heads, size), dtype) for size in (head_dim, value_dim or head_dim))
         return cls(**cls.nothing(batch, capacity), key=key, value=value)
 
 
 @struct.dataclass
 class ContextCache:
-    """Keys and values of a context that cross attention reads: (batch, context_length, kv_heads, head_dim).
+    """Keys and values of the context of cross-attention.
 
     Attributes:
+      key, value: (batch, context_length, kv_heads, head_dim) and (batch, context_length, kv_heads, value_dim).
       mask: bool (batch, context_length), True = real.
       length: (batch,) int32, tokens of the sequence that have read it so far.
     """

@@ -1,12 +1,12 @@
-"""Causal relation networks: Learning to Copy with Relations (Cui et al., 2024, arXiv:2406.16168), whose block is this
-and a norm.
+"""Causal relation networks: Learning to Copy with Relations (Cui et al., 2024, arXiv:2406.16168). A block of the paper
+is this mixer and a norm.
 
     a, b = W_1 x + b_1, W_2 x        c_t = mean_{s <= t} exp(N(a_t + b_s))        y = W_3 N(c) + b_3
 
-N is the layer norm without parameters, over the features of a head, and of c over all. With it inside, a token can't
-be summed up before it is known who asks: the cost is quadratic, and b of all tokens is kept. In the linear form N(a_t)
-+ N(b_s) stands in its place, and exp(N(a_t)) times a running mean of exp(N(b_s)) is the same. N(c) does not change when
-c of a token is divided by a number, so that it is computed from logarithms, without their largest.
+N is layer norm without parameters, over the features of a head; for c over all features. Because N is applied to the
+sum, the tokens can't be summed up before the query is known: the cost is quadratic, and b of all tokens is kept. The
+linear form uses N(a_t) + N(b_s) instead, which is exp(N(a_t)) times a running mean of exp(N(b_s)). N(c) does not change
+when the c of a token is divided by a scalar, so it is computed from log c after subtracting the maximum.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from layers.recurrent import accumulate, empty
 from layers.tokens import Tokens, continued, numbered
 
 QUERIES = 8
-"""Tokens whose relations are in memory at once."""
+"""Queries whose pairs with all keys are in memory at once."""
 
 
 @struct.dataclass
 class Pool(TokenCache):
-    """What tokens offer to those after them.
+    """Cache of b for the tokens read so far.
 
     Attributes:
       offer: (batch, capacity, hidden), b.
@@ -42,7 +42,7 @@ class Pool(TokenCache):
 
 @register_mixer("causal_relation")
 class CausalRelation(Mixer):
-    """A causal relation network: the mean over the tokens so far of a function of each together with this one.
+    """Causal relation network: for each token, the mean over the tokens so far of a function of the pair.
 
     Parameters: ``query`` (linear, a), ``key`` (linear without bias, b), ``out`` (linear).
     """
@@ -67,11 +67,11 @@ class CausalRelation(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: parts of the hidden features that are normed apart, in the quadratic form.
-          form: "quadratic", or "linear", which takes constant time and memory a token.
-          hidden: features of a and b, by default those of x.
-          depth: blocks of the model; the output starts smaller by its square root.
-          norm_epsilon: added to variances.
+          num_heads: groups of hidden features with separate norms in the quadratic form.
+          form: "quadratic", or "linear" with constant time and memory per token.
+          hidden: features of a and b; default those of x.
+          depth: number of blocks of the model; the initial output weights are divided by its square root.
+          norm_epsilon: added to the variances.
 
         Raises:
           ValueError: an unknown form, or heads that do not divide the hidden features.
@@ -120,7 +120,7 @@ class CausalRelation(Mixer):
             found, new = self._running(asked, offered, tokens, state)
             return self._finish(found, x), new
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        # Those of the cache are of the document that the first tokens may continue.
+        # The cached tokens belong to the document that the first new tokens may continue.
         real = after.positions if tokens.mask is None else jnp.where(tokens.mask, after.positions, -1)
         places = jnp.concatenate([state.positions, real], axis=1)
         visible = (places[:, None] >= 0) & (places[:, None] <= after.positions[:, :, None])
@@ -139,7 +139,7 @@ class CausalRelation(Mixer):
         return self.query(x).astype(wide), self.key(x).astype(wide)
 
     def _finish(self, logs: jax.Array, x: jax.Array) -> jax.Array:
-        """The output, of log c (batch, length, hidden) but for a number of each token."""
+        """The output, given log c (batch, length, hidden) up to an additive constant per token."""
         largest = jax.lax.stop_gradient(jnp.max(logs, axis=-1, keepdims=True))
         return self.out(self._normed(jnp.exp(logs - largest)).astype(x.dtype))
 
@@ -159,8 +159,8 @@ class CausalRelation(Mixer):
         return logs, state.after(tokens, memory=memory, largest=largest[:, -1])
 
     def _related(self, asked: jax.Array, offered: jax.Array, visible: jax.Array) -> jax.Array:
-        """The quadratic form's log c (batch, length, hidden) of tokens that see ``visible`` (batch or 1, length, keys)
-        of ``offered`` (batch, keys, hidden).
+        """The quadratic form's log c (batch, length, hidden), up to a constant per token, for queries ``asked`` and
+        keys ``offered`` (batch, keys, hidden); ``visible`` is bool (batch or 1, length, keys).
         """
         batch, length, hidden = asked.shape
         count = min(QUERIES, length)

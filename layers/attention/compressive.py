@@ -1,29 +1,30 @@
 """Compressive Transformers for Long-Range Sequence Modelling (Rae et al., ICLR 2020, arXiv:1911.05507), algorithms 1
 and 2, on Transformer-XL's attention (:mod:`layers.attention.transformer_xl`).
 
-    y = W_o attention(x, [compressed, memory, x])       distances count places of this list
+    y = W_o attention(x, [compressed, memory, x])       distances are in entries of this list
     after each segment of S tokens
         old, memory = the first S of [memory, x], the other P
         compressed  = the last N of [compressed, f(old)]         f: c tokens to one
 
-A token of segment s sees its segment, the P tokens before it, and before these N slots of c tokens each: P + c N + S
-tokens at the cost of P + N + S. f is a convolution whose kernel and stride are c, a mean or maximum of c tokens, or it
-keeps the S / c tokens whose mean weight, summed over heads, was the greatest while they could be seen. (The paper's
-dilated convolutions are not described well enough to be offered.)
+A token sees its own segment, the P tokens before the segment, and before these N slots that stand for c tokens each: P
++ c N + S tokens at the cost of P + N + S. f is a convolution with kernel size and stride c, a mean or maximum of c
+tokens, or it keeps the S / c tokens with the greatest mean attention weight, summed over heads, while they were
+visible. (The paper's dilated convolutions are not described well enough to be offered.)
 
-A convolution learns from a loss of its own alone. Content attention of the segment finds nearly the same among the
-slots f(old) as among the old tokens,
+A convolution learns only from a loss of its own. Content-based attention of the segment to the slots f(old) should
+reconstruct its attention to the old tokens,
 
     || sigma(q K_old^T) V_old - sigma(q K_f^T) V_f ||^2        mean over features and queries; gradients to f alone
 
-or a linear map of the slots gives the old tokens back ("autoencoding"). Without such a loss the gradient of the model's
-loss passes through f and what it reads ("BPTT"). On enwik8 the paper has 0.973 bits with a convolution and the first
-loss, 0.980 with the most used tokens, 0.982 with means, 0.984 with autoencoding, 0.986 with maxima, 0.996 with the
-model's loss (table 5); on PG-19 a perplexity of 33.6 against Transformer-XL's 36.3, with 36 layers, S = P = N = 512
-and c = 2.
+or a linear map of the slots should reconstruct the old tokens ("autoencoding"). Without such a loss the gradient of the
+model's loss passes through f and its inputs ("BPTT"). On enwik8 the paper reports 0.973 bits with a convolution and the
+first loss, 0.980 with the most used tokens, 0.982 with means, 0.984 with autoencoding, 0.986 with maxima, and 0.996
+with the model's loss (table 5); on PG-19 a perplexity of 33.6 against Transformer-XL's 36.3, with 36 layers, S = P = N
+= 512 and c = 2.
 
-Here slots and memories that no tokens have filled yet are hidden; the paper's start as zeros, which take a share. Keys
-and values are kept, not what they are made of, and the gradient passes through the memory within a call.
+Here slots and memory that are still empty are masked; in the paper they start as zeros, which take a share of the
+softmax. The state stores keys and values, not the hidden states they are projected from, and the gradient passes
+through the memory within a call.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ LOSS = "compression"
 
 @struct.dataclass
 class CompressiveState:
-    """What is kept of each row's current document, in the order of the text.
+    """State of each row's current document, in the order of the text.
 
     Attributes:
-      key, value: (batch, N + P + S, heads, head_dim), of the slots, the memory and the unfinished segment.
-      hidden: (batch, P + S, features), what the memory and the segment are made of; None where f does not read it.
-      usage: (batch, P + S) float32, the sum over heads and queries of the weights that a token got; None where f does
-        not read it.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
+      key, value: (batch, N + P + S, heads, head_dim): slots, memory and unfinished segment.
+      hidden: (batch, P + S, features), the inputs x of the memory and the segment; None if f does not read them.
+      usage: (batch, P + S) float32, attention weight that each token has received, summed over heads and queries; None
+        if f does not read it.
+      length: (batch,) int32, tokens of the document read so far.
+      segment: (batch,) int32, id of the document.
     """
 
     key: jax.Array
@@ -74,10 +75,10 @@ class CompressiveState:
 
 @register_mixer("compressive_attention")
 class CompressiveAttention(TransformerXLAttention):
-    """Transformer-XL's attention whose memory is compressed, not dropped.
+    """Transformer-XL's attention whose old memory is compressed instead of dropped.
 
-    Parameters: those of :class:`TransformerXLAttention`; ``compress`` (linear) of a convolution, and ``restore``
-    (linear) of the loss "autoencoding".
+    Parameters: those of :class:`TransformerXLAttention`; ``compress`` (linear) for a convolution, and ``restore``
+    (linear) for the loss "autoencoding".
     """
 
     paper = (178,)
@@ -100,18 +101,18 @@ class CompressiveAttention(TransformerXLAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          segment, memory, compressed: S, P and N. The paper has 512 each on PG-19 and WikiText-103, 768, 768 and 1152
-            on enwik8.
-          rate: c, tokens of a slot; 2 on PG-19, 3 on enwik8.
+          segment, memory, compressed: S, P and N. The paper uses 512 each on PG-19 and WikiText-103, and 768, 768 and
+            1152 on enwik8.
+          rate: c, tokens per slot; 2 on PG-19, 3 on enwik8.
           compression: f.
-          loss: what f learns from, beside which nothing else reaches it; None: "attention" for a convolution, nothing
-            where there is nothing to learn.
-          end_to_end: f learns from the model's loss instead, and what it reads does too.
-          clamp, head_dim, options: as of :class:`TransformerXLAttention`.
+          loss: the only loss whose gradient reaches f; None means "attention" for a convolution, and no loss if f has
+            no parameters or learns end to end.
+          end_to_end: the gradient of the model's loss passes through f and its inputs instead.
+          clamp, head_dim, options: as in :class:`TransformerXLAttention`.
 
         Raises:
-          ValueError: sizes that c does not divide or that leave no slot, an unknown compression, or a loss of what has
-            no parameters.
+          ValueError: sizes that c does not divide or that leave no slot, an unknown compression, "most_used" with a
+            memory that is not a multiple of the segment, or a loss for an f that does not need one.
         """
         if rate < 1 or compressed < 1 or segment % max(rate, 1) or memory % max(rate, 1):
             raise ValueError(
@@ -185,7 +186,7 @@ class CompressiveAttention(TransformerXLAttention):
 
     @property
     def _learns(self) -> bool:
-        """Whether somebody collects a loss that there is."""
+        """Whether f has its own loss and it is being collected."""
         return self.loss is not None and self.sowing(AuxLoss, LOSS)
 
     def _step(self) -> Step:
@@ -193,7 +194,7 @@ class CompressiveAttention(TransformerXLAttention):
         return functools.partial(self._segment, learns=learns, explained=explained)
 
     def _report(self, loss: tuple[jax.Array, jax.Array], weights: jax.Array | None) -> None:
-        """Sows the mean of a loss, given its sum and its count, and the weights (batch, length, heads, N + P + S)."""
+        """Sows the mean loss, given its sum and count, and the weights (batch, length, heads, N + P + S)."""
         if self._learns:
             self.sow(AuxLoss, LOSS, loss[0] / jnp.maximum(loss[1], 1))
         if weights is not None:
@@ -202,8 +203,8 @@ class CompressiveAttention(TransformerXLAttention):
     def _segment(
         self, state: CompressiveState, piece: Piece, *, learns: bool, explained: bool
     ) -> tuple[CompressiveState, Any, Any]:
-        """Reads tokens of one segment; gives what heads find, and the weights (batch, width, heads, N + P + S) where
-        they are asked for; the sum and the count of the loss.
+        """Reads tokens of one segment. Returns the new state, the head outputs with the weights (batch, width, heads, N
+        + P + S) if requested, and the sum and count of the loss.
         """
         query, key, value, x = piece.arrays
         length = state.length if piece.fresh is None else jnp.where(piece.fresh, 0, state.length)
@@ -246,14 +247,15 @@ class CompressiveAttention(TransformerXLAttention):
         return dataclasses.replace(state, length=length + count), (y, explanation), loss
 
     def _first(self, length: jax.Array) -> jax.Array:
-        """Where the first key lies that tokens see of a segment in which, and before which, ``length`` (batch,) tokens
-        have been read."""
+        """Index of the first key that is visible in the current segment, given ``length`` (batch,), the tokens read so
+        far.
+        """
         before = length // self.segment * self.segment
         slots = jnp.clip((before - self.memory) // self.rate, 0, self.compressed)
         return self.compressed - slots + self.memory - jnp.minimum(before, self.memory)
 
     def _moved(self, state: CompressiveState, full: jax.Array) -> CompressiveState:
-        """The state whose rows ``full`` have passed the end of a segment."""
+        """The state after rows ``full``, bool (batch,), have reached the end of a segment."""
         found = self._compressed(state)
 
         def moved(old: jax.Array, slots: jax.Array | None = None) -> jax.Array:
@@ -273,7 +275,7 @@ class CompressiveAttention(TransformerXLAttention):
         return jax.tree.map(lambda new, old: jnp.where(full.reshape(-1, *(1,) * (old.ndim - 1)), new, old), new, state)
 
     def _compressed(self, state: CompressiveState) -> tuple[jax.Array, jax.Array]:
-        """Keys and values (batch, S / c, heads, head_dim) of the slots for the S oldest tokens."""
+        """Keys and values (batch, S / c, heads, head_dim) of the slots made from the S oldest tokens."""
         if state.hidden is not None:
             slots = self._slots(state.hidden[:, : self.segment])
             slots = slots if self.end_to_end else jax.lax.stop_gradient(slots)
@@ -294,8 +296,8 @@ class CompressiveAttention(TransformerXLAttention):
     def _loss(
         self, state: CompressiveState, piece: Piece, full: jax.Array, length: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The sum over queries (of "autoencoding", old tokens) of the mean squared error, of rows ``full`` whose oldest
-        tokens are there, and how many these are.
+        """Sum of the mean squared errors over queries (for "autoencoding": over old tokens) in the rows ``full`` whose
+        oldest tokens exist, and their count.
         """
         assert state.hidden is not None
         stop = jax.lax.stop_gradient

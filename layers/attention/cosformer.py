@@ -2,8 +2,8 @@
 
     w_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2M)            y_i = sum_j w_ij v_j / max(sum_j w_ij, 1e-6)
 
-The cosine of a difference is cos cos + sin sin: linear attention of twice as many features, with tokens nearby counting
-more. M is at least the length, so that no weight is negative.
+Because cos(a - b) = cos a cos b + sin a sin b, this is linear attention with twice as many features, which favors
+nearby tokens. M is at least the length, so that no weight is negative.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPSILON = 1e-6
 
 @register_mixer("cosformer")
 class CosFormerAttention(SummedAttention):
-    """Linear attention by ReLU features, weighted by the cosine of the distance.
+    """Linear attention with ReLU features, reweighted by the cosine of the distance.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -41,22 +41,22 @@ class CosFormerAttention(SummedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          max_length: M, the most tokens of a document; longer rows are refused. None is each document's own length, as
-            in the authors' code, where it can be known: not in the causal form, which is read piece by piece.
-          feature_map: of :mod:`layers.feature_maps`, whose features must not be negative.
-          head_dim, options: as of :class:`ProjectedAttention`.
+          max_length: M, the maximum length of a document; longer rows are refused. None uses each document's own
+            length, as in the authors' code; not in the causal form, which is read piece by piece and does not know it.
+          feature_map: one of :mod:`layers.feature_maps` with non-negative features.
+          head_dim, options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, no length of a causal form, or an unknown feature map.
+          ValueError: features not divisible by num_heads, causal=True without max_length, or an unknown feature map.
         """
         if causal and max_length is None:
-            raise ValueError("a token that looks back does not know its document's length: give max_length")
+            raise ValueError("causal cosFormer does not know a document's length in advance: give max_length")
         super().__init__(features, causal=causal, head_dim=head_dim, **options)
         self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.max_length = max_length
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of the features' sines and cosines, and of as many values and one more, the weights."""
+        """One sum: sine and cosine features times the values and a column of ones, which sums the weights."""
         features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
         return {"memory": (self.num_heads, 2 * features, self.head_dim + 1)}
 
@@ -64,13 +64,13 @@ class CosFormerAttention(SummedAttention):
         """As :meth:`ProjectedAttention.core`.
 
         Raises:
-          ValueError: a row of one document is longer than ``max_length``.
+          ValueError: a row without ``segment_ids`` is longer than ``max_length``.
         """
         self._check(None if tokens.segment_ids is not None else x.shape[1])
         return super().core(q, k, v, x, tokens)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """As of :class:`SummedAttention`.
+        """As in :class:`SummedAttention`.
 
         Raises:
           ValueError: ``max_length`` is more than the mixer's.

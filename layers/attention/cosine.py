@@ -2,9 +2,9 @@
 
     y_i = sum_j (q_i . k_j) / (|q_i| |k_j|) v_j / n_j^sigmoid(m)
 
-over all j, or over j <= i where causal, with a learned m of each head. n_j is the number of tokens that token j sees:
-in the causal form of the authors' training code its own place, so that a value that has been read does not change.
-There is no softmax, and the sum of k v^T is all that is kept of the past.
+over all j, or over j <= i if causal, with a learned m per head. n_j is the number of tokens that token j sees; in the
+causal form it is the position of j counted from 1, as in the authors' training code, so that values already read do not
+change. There is no softmax, and the state is only the sum of k v^T.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from layers.position import Rotary
 
 @register_mixer("cosine_attention")
 class CosineAttention(SummedAttention):
-    """Attention by the cosines of queries and keys, in linear time and with a state of fixed size.
+    """Attention weighted by the cosine similarity of queries and keys, in linear time with a state of fixed size.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``power``, m (heads,).
     """
@@ -44,13 +44,13 @@ class CosineAttention(SummedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-        head_dim, rotary, options: as of :class:`ProjectedAttention`.
+        head_dim, rotary, options: as in :class:`ProjectedAttention`.
         """
         super().__init__(features, causal=causal, head_dim=head_dim, rotary=rotary, qk_norm="unit", **options)
         self.power = parameter(constant(0.5), (self.num_heads,), options)
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of k v^T."""
+        """One sum: k v^T."""
         return {"memory": (self.num_heads, self.head_dim, self.head_dim)}
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:

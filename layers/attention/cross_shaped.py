@@ -5,8 +5,8 @@ horizontal ones, so that two layers connect all tokens:
 
     y = W_o [attention_vertical(q_1, k_1, v_1) + C_1(v_1); attention_horizontal(q_2, k_2, v_2) + C_2(v_2)]
 
-C is a depth-wise 3x3 convolution of the values inside each stripe, with zeros at its border ("locally-enhanced
-positional encoding"). In the last stage the stripe is the whole map: one attention of all heads.
+C is a depth-wise 3x3 convolution of the values inside each stripe, zero-padded at its border ("locally-enhanced
+positional encoding"). In the last stage the stripe is the whole map: plain attention with all heads.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from pallas_kernels import attention
 
 @register_mixer("cross_shaped")
 class CrossShapedAttention(ProjectedAttention):
-    """Softmax attention in vertical and in horizontal stripes of a map.
+    """Softmax attention in vertical and horizontal stripes of a map.
 
-    A map whose side is no multiple of the stripe is padded there with tokens that no one attends to.
+    A map whose side is not a multiple of the stripe is padded with tokens that no token attends to.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``enhancement.N``, the convolution of the vertical
-    stripes, then of the horizontal ones; the only one where the stripe is the map.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``enhancement.N``, the convolutions of the vertical
+    (0) and of the horizontal stripes (1); only one if the stripe is the map.
     """
 
     layouts = ("grid",)
 
     def __init__(self, features: int, *, stripe: int | None = 7, **options: Unpack[HeadOptions]):
         """Args:
-          stripe: s, tokens across; None is the whole map.
-          options: as of :class:`ProjectedAttention`.
+          stripe: s, width of a stripe in tokens; None for the whole map.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, a stripe of no tokens, or stripes and an odd number of heads.
+          ValueError: features not divisible by num_heads, a stripe below 1, or stripes with an odd number of heads.
         """
         super().__init__(features, **options)
         if stripe is not None and (self.num_heads % 2 or stripe < 1):
@@ -81,7 +81,7 @@ class CrossShapedAttention(ProjectedAttention):
         window: tuple[int, int],
         convolution: DepthwiseConv,
     ) -> jax.Array:
-        """Attention, and the convolution, inside windows of maps (batch, height, width, heads, head_dim)."""
+        """Attention plus the convolution, inside windows of maps (batch, height, width, heads, head_dim)."""
         batch, height, width = q.shape[:3]
         count = -(-height // window[0]), -(-width // window[1])
         sides = tuple((0, n * size - has) for n, size, has in zip(count, window, (height, width), strict=True))

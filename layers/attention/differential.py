@@ -3,8 +3,8 @@
     y = (1 - l_init) RMSNorm((softmax(Q1 K1^T / sqrt(d)) - l softmax(Q2 K2^T / sqrt(d))) V)
     l = exp(l_q1 . l_k1) - exp(l_q2 . l_k2) + l_init          l_init = 0.8 - 0.6 exp(-0.3 index)
 
-Two attention maps of half the width share the values of a head; what both attend to, noise, cancels out. ``index`` is
-that of the block, from 0.
+Two attention maps with queries and keys of half the width share the values of a head; noise, which both attend to,
+cancels out. ``index`` is the index of the block, from 0.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from layers.position import Rotary
 
 @register_mixer("differential_attention")
 class DifferentialAttention(MultiHeadAttention):
-    """Differential attention: :class:`MultiHeadAttention` of twice as many heads of half the width, in pairs of
+    """Differential attention: :class:`MultiHeadAttention` with twice as many heads of half the width, paired with their
     neighbors.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``inner_norm``, and ``lambda_q1``, ``lambda_k1``,
-    ``lambda_q2``, ``lambda_k2`` (features of half a head), which all heads share.
+    ``lambda_q2``, ``lambda_k2`` (half of the features of a head), shared by all heads.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class DifferentialAttention(MultiHeadAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          index: of the block.
-          causal, window, rotary, qk_norm, options: as of :class:`MultiHeadAttention`; heads are pairs of attention
+          index: index of the block.
+          causal, window, rotary, qk_norm, options: as in :class:`MultiHeadAttention`; each head is a pair of attention
             maps.
 
         Raises:
-          ValueError: features that can't be shared out to two halves of each head.
+          ValueError: features not divisible by 2 num_heads.
         """
         num_heads = options["num_heads"]
         if features % (2 * num_heads):
@@ -66,7 +66,7 @@ class DifferentialAttention(MultiHeadAttention):
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
             parameter(normal(0.1), (self.head_dim,), options) for _ in range(4)
         )
-        # An array, so that the blocks of a stack stay one program.
+        # An array, so that all blocks of a stack share one compiled program.
         self.initial = Constant(constant(0.8 - 0.6 * math.exp(-0.3 * index))(None, ()))
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:

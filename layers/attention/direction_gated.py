@@ -2,12 +2,12 @@
 Attention (Liao et al., AAAI 2025, arXiv:2405.18425).
 
     u = f(depthwise3x3(x));    q, k, v = W u;    [g^>; g^<] = log_sigmoid(W_2 W_1 u + b) / 16
-    S^>_t = exp(g^>_t) S^>_{t-1} + k_t v_t^T    along the rows of the map, S^< with g^< against them
+    S^>_t = exp(g^>_t) S^>_{t-1} + k_t v_t^T    in row-major order, S^< with g^< in reverse
     o_t = (q_t S^>_t + q_t S^<_t) / (2 sqrt(d))
     y = W_o f'(s RMS(o) + (1 - s) RMS(u)),    s = sigmoid(W_s u + b_s)
 
-The two directions share queries, keys and values and differ in their gates; each token counts in both. RMS is of each
-head. Tiny ViG has SiLU for f and f', the larger ones neither.
+The two directions share queries, keys and values and differ only in their gates; each token is counted in both. RMS is
+RMSNorm per head. Tiny ViG uses SiLU for f and f', the larger models neither.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 from primitives.exponential import silu
 
-# As the authors': small, so that gates begin close to 1.
+# The authors' initializer: small, so that the decays start close to 1.
 _INIT = variance_scaling(2**-5.0, "fan_avg", "uniform")
 
 
 @register_mixer("direction_gated_linear")
 class DirectionGatedLinearAttention(Mixer):
-    """Gated linear attention along the rows of a map and against them, with gates of each direction, beside a
-    convolution.
+    """Bidirectional gated linear attention over a map in row-major order, with separate gates per direction and a local
+    branch.
 
-    Masked tokens are zeros to the convolution, and change no state.
+    Masked tokens count as zeros in the convolution and do not change the recurrent state.
 
     Parameters: ``conv`` (depth-wise, no bias), ``query``, ``key``, ``value``, ``out`` (linear, no bias), ``decay`` (low
     rank), ``gate`` (linear), ``norm``, ``local_norm`` (features of a head).
@@ -61,10 +61,11 @@ class DirectionGatedLinearAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          key_expansion: features of queries and keys / features.
-          rank, temperature: of the gates; what their logarithms are divided by.
-          activated: SiLU after the convolution and before ``out``.
-          epsilon: of the norms.
+          num_heads: number of heads.
+          key_expansion: features of queries and of keys / features.
+          rank, temperature: rank of the projection to the decays, and divisor of their logarithms.
+          activated: apply SiLU after the convolution and before ``out``.
+          epsilon: epsilon of the norms.
 
         Raises:
           ValueError: features, or those of the keys, not divisible by num_heads.
@@ -104,7 +105,7 @@ class DirectionGatedLinearAttention(Mixer):
             k, forward, backward = (without_padding(a, real) for a in (k, forward, backward))
         scale = q.shape[-1] ** -0.5
         y = linear_attention(q, k, v, decay=forward, backward_decay=backward, scale=scale, causal=False)
-        # The op counts the token itself once.
+        # The op counts the token itself only once.
         own = jnp.sum(q.astype(forward.dtype) * k.astype(forward.dtype), -1, keepdims=True) * scale
         y = ((y.astype(forward.dtype) + own * v.astype(forward.dtype)) / 2).astype(v.dtype)
         share = jax.nn.sigmoid(heads(self.gate(u)))

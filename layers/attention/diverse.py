@@ -3,8 +3,8 @@ arXiv:2303.11126), section 3.3.
 
     loss = mean_i cos(t(mean_j A_j), t(A_i))      A_i: weights of query i, their mean over heads; t(a) = a where a > 2/n
 
-Rows of a map that attends to the same few tokens from everywhere are alike, and the loss is near 1. What all tokens
-have of the weights at random, up to 2/n of n, is not compared. The loss of a model is the mean over its layers.
+If all queries attend to the same few tokens, the rows of A are similar and the loss is near 1. The threshold t ignores
+weights at chance level, up to 2/n with n tokens. The loss of a model is the mean over its layers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pallas_kernels import attention_weights
 
 @register_mixer("diverse_attention")
 class DiverseAttention(MultiHeadAttention):
-    """Softmax attention that is trained to look at other tokens from each token.
+    """Softmax attention with a loss that trains different tokens to attend to different tokens.
 
-    The loss needs all weights at once, as the authors' has them, and is computed where somebody collects it.
-    Parameters: those of :class:`MultiHeadAttention`.
+    The loss materializes the whole weight matrix, like the authors' code, and is computed only if it is being
+    collected. Parameters: those of :class:`MultiHeadAttention`.
     """
 
     supports_causal = False
@@ -39,9 +39,9 @@ class DiverseAttention(MultiHeadAttention):
         self, features: int, *, threshold: float = 2.0, depth: int = 1, **options: Unpack[GroupedHeadOptions]
     ):
         """Args:
-        threshold: weights up to threshold / n are not compared.
-        depth: layers of the model, over which the loss is a mean.
-        options: as of :class:`MultiHeadAttention`.
+        threshold: weights up to threshold / n are set to 0 before the comparison.
+        depth: number of layers of the model, over which the loss is averaged.
+        options: as in :class:`MultiHeadAttention`.
         """
         super().__init__(features, **options)
         self.threshold, self.depth = threshold, depth
@@ -65,12 +65,12 @@ class DiverseAttention(MultiHeadAttention):
 
 
 def attention_diversity(weights: jax.Array, mask: jax.Array | None = None, *, threshold: float = 2.0) -> jax.Array:
-    """The loss of the module's docstring, a scalar; 0 to 1.
+    """The loss of the module's docstring, a scalar between 0 and 1.
 
     Args:
-      weights: float32 (batch, length, length), of each query; those of keys that are not real are 0.
-      mask: bool (batch, length), True = real; n counts these, and the means are over these.
-      threshold: weights up to threshold / n are not compared.
+      weights: float32 (batch, length, length), weights of each query averaged over heads, 0 for masked keys.
+      mask: bool (batch, length), True = real; n and the means count only these.
+      threshold: weights up to threshold / n are set to 0 before the comparison.
     """
     real = jnp.ones(weights.shape[:2], weights.dtype) if mask is None else mask.astype(weights.dtype)
     count = jnp.maximum(real.sum(1, keepdims=True), 1)[..., None]
@@ -83,5 +83,5 @@ def attention_diversity(weights: jax.Array, mask: jax.Array | None = None, *, th
 
 
 def _squares(a: jax.Array) -> jax.Array:
-    """Squared lengths along the last axis; of nothing it is that below which PyTorch's cosine does not go."""
+    """Squared norms along the last axis, at least 1e-16, the lower bound in PyTorch's cosine similarity."""
     return jnp.maximum(jnp.sum(jnp.square(a), -1), 1e-16)

@@ -6,10 +6,9 @@ With phi = sigmoid, Q_i = phi(q_i) and K_j = phi(k_j), queries are sinks and key
     I'_i = Q_i . sum_j K_j / O_j   O'_j = K_j . sum_i Q_i / I_i   the same where each source, or each sink, has one unit
     y_i = sigmoid(I'_i) Q_i / I_i  sum_j K_j softmax_j(O'_j) n v_j^T
 
-Sources compete for the sinks, so that attention does not become uniform, and no softmax of scores is needed. In the
-causal form all sums are those up to the token: sources have n = 1, 2, ... competitors, and 1 / O and 1 / I are
-multiplied and I' and O' divided by it. As in the authors' code 1e-6 is added to both factors of each product, and O'
-stays in [-1, 1].
+The competition of sources keeps attention from becoming uniform without a softmax of logits. In the causal form all
+sums end at the token itself, the number of sources is n = 1, 2, ..., 1 / O and 1 / I are multiplied by n, and I' and O'
+divided by it. As in the authors' code, 1e-6 is added to both factors of each product, and O' is clipped to [-1, 1].
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ EPSILON = 1e-6
 
 @register_mixer("flow_attention")
 class FlowAttention(SummedAttention):
-    """Attention whose flow is conserved, in linear time; causal, with a state of fixed size.
+    """Linear-time attention with flow conservation; the causal form has a state of fixed size.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -40,12 +39,12 @@ class FlowAttention(SummedAttention):
         self, features: int, *, causal: bool = False, head_dim: int | None = None, **options: Unpack[HeadOptions]
     ):
         """Args:
-        head_dim, options: as of :class:`ProjectedAttention`; the authors drop 0.05 of the output in training.
+        head_dim, options: as in :class:`ProjectedAttention`; the authors use an output dropout of 0.05.
         """
         super().__init__(features, causal=causal, head_dim=head_dim, **options)
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of K, then of Q; of K / O, then of Q / I; of exp(O'); and of K v^T, competition included."""
+        """Sums of K and of Q; of K / O and of Q / I; of exp(O'); and of K v^T weighted by the competition."""
         heads, width = self.num_heads, self.head_dim
         twice = (2 * heads, width, 1)
         return {"flows": twice, "conserved": twice, "competition": (heads, 1, 1), "memory": (heads, width, width)}
@@ -54,7 +53,7 @@ class FlowAttention(SummedAttention):
         wide, heads = jnp.promote_types(v.dtype, jnp.float32), reading.heads_mask()
         n = reading.count().astype(wide)[..., None]
         queries, keys = (without_padding(jax.nn.sigmoid(a.astype(wide)), heads) for a in (q, k))
-        # Sinks ask the sources, and sources the sinks: twice as many heads.
+        # Sinks read the sources and sources read the sinks: twice as many heads.
         asks, gives = jnp.concatenate([queries, keys], 2) + EPSILON, jnp.concatenate([keys, queries], 2)
         least = EPSILON * jnp.sum(asks, -1)
         step = n if self.causal else 1.0
@@ -65,7 +64,7 @@ class FlowAttention(SummedAttention):
         strength = without_padding(jnp.exp(jnp.clip(sources, -1, 1))[..., None], heads)
         one = jnp.ones_like(strength)
         total = reading.sum("competition", one, one, strength)
-        share = n * (strength / jnp.where(total > 0, total, 1))[..., 0]  # before a first token there is no sum
+        share = n * (strength / jnp.where(total > 0, total, 1))[..., 0]  # the sum is 0 before the first token
         incoming = flows[:, :, : self.num_heads, None]
         y = reading.sum("memory", queries / incoming, keys, share[..., None] * v.astype(wide))
         return (y * jax.nn.sigmoid(sinks)[..., None]).astype(v.dtype)

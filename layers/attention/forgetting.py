@@ -3,8 +3,8 @@ arXiv:2503.02130).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) + sum_{l = j+1..i} log f_l) v_j        f_l = sigmoid(W_f x_l + b_f)
 
-with a gate f for each head. The sum is the difference of a number of the query, which leaves its softmax as it was, and
-one of the key, which is added to the key's scores.
+with a gate f for each head. The sum is the difference of two cumulative sums: one at the query, which does not change
+its softmax, and one at the key, which is added to the key's logits.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from layers.tokens import Continuation, Tokens
 
 @struct.dataclass
 class FadingCache(AttentionCache):
-    """Keys and values, and how far they have faded.
+    """Keys and values, with their accumulated log decay.
 
     Attributes:
-      fade: (batch, capacity, heads) float32, the logarithm of what the tokens after each have left of it.
+      fade: (batch, capacity, heads) float32, for each token the sum of log f over the tokens read after it.
     """
 
     fade: jax.Array
@@ -38,10 +38,10 @@ class FadingCache(AttentionCache):
 
 @register_mixer("forgetting_attention")
 class ForgettingAttention(MultiHeadAttention):
-    """Causal softmax attention whose keys fade at a rate that depends on the tokens after them.
+    """Causal softmax attention with forget gates: the weight of a key decays by the gates of the tokens after it.
 
-    Parameters: ``query``, ``key``, ``value``, ``out``, ``forget`` (linear), ``query_norm``, ``key_norm`` and ``gate``
-    (linear) where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out``, ``forget`` (linear), and ``query_norm``, ``key_norm`` and
+    ``gate`` (linear) if enabled.
     """
 
     supports_bidirectional = False
@@ -50,9 +50,9 @@ class ForgettingAttention(MultiHeadAttention):
         self, features: int, *, window: int | None = None, gated: bool = False, **options: Unpack[GroupedHeadOptions]
     ):
         """Args:
-        window, options: as of :class:`MultiHeadAttention`, without biases by default; the paper has no rotary
+        window, options: as in :class:`MultiHeadAttention`, without biases by default; the paper uses no rotary
           embedding.
-        gated: a sigmoid gate of what the heads found, made of the token.
+        gated: multiply the head outputs by a sigmoid gate computed from the token.
         """
         options.setdefault("use_bias", False)
         super().__init__(features, causal=True, window=window, **options)
@@ -61,7 +61,7 @@ class ForgettingAttention(MultiHeadAttention):
         self.gate = Linear(features, self.num_heads * self.head_dim, use_bias=False, **common) if gated else None
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        # Counted from the first token, so that what comes later changes no bit of it.
+        # Summed from the first token, so that later tokens do not change a single bit of the result.
         ids, fade = (tokens.segment_ids,) * 2, -jnp.cumsum(self._rates(x, tokens), axis=1)
         places = (tokens.ordered_positions,) * 2
         return self.attend(q, k, v, x, mask=tokens.mask, positions=places, segments=ids, added=fade)
@@ -82,7 +82,7 @@ class ForgettingAttention(MultiHeadAttention):
     def core_next(
         self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
     ) -> tuple[jax.Array, Any]:
-        # Counted up to the last token, so that in a long text the numbers of the tokens nearby stay small.
+        # Summed back from the last token, so that the values of nearby tokens stay small in a long text.
         rates = self._rates(x, tokens)
         total = jnp.cumsum(rates[:, ::-1], axis=1)[:, ::-1]
         state = state.replace(fade=jnp.where(state.positions[..., None] >= 0, state.fade + total[:, :1], 0))
@@ -97,5 +97,5 @@ class ForgettingAttention(MultiHeadAttention):
         return y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)).reshape(y.shape)
 
     def _rates(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        """The logarithm of what each token leaves of those before it, float32 (batch, length, heads)."""
+        """log f of each token, float32 (batch, length, heads)."""
         return without_padding(jax.nn.log_sigmoid(self.forget(x).astype(jnp.float32)), tokens.mask)

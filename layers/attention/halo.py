@@ -1,14 +1,15 @@
 """Halo attention: Scaling Local Self-Attention for Parameter Efficient Visual Backbones (Vaswani et al., CVPR 2021,
 arXiv:2103.12731).
 
-The map is cut into blocks of b x b tokens. The queries of a block see the window of (b + 2h) x (b + 2h) tokens around
-it, the same for all of them, with h the halo:
+The map is divided into blocks of b x b tokens. All queries of a block attend to the same window of (b + 2h) x (b + 2h)
+tokens around it, with h the halo:
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) + q_i . (r^y_{row(j) - row(i)} + r^x_{column(j) - column(i)})) v_j
 
-r^y and r^x are learned vectors of offsets, shared by the heads; rows and columns are counted from the corner of the
-block and of the window. What lies beyond the map has keys and values of zeros that are attended to, as in timm's code
-and its released models, or is masked, as in the paper. With strides only some queries are asked, and the map shrinks.
+r^y and r^x are learned vectors per offset, shared by the heads; rows and columns are counted from the corner of the
+block for queries and of the window for keys. Positions outside the map have keys and values of zeros that are attended
+to, as in timm's code and released models, or are masked, as in the paper. With strides, only every stride-th query is
+computed, and the map shrinks.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from pallas_kernels import attention
 class HaloAttention(Mixer):
     """Attention of the tokens of a block to the block and a halo around it.
 
-    Masked tokens are as what lies beyond the map.
+    Masked tokens are treated like positions outside the map.
 
-    Parameters: ``query``, ``key_value`` (linear; head by head its keys, then its values), ``rows``, ``columns``
-    (2 (block + 2 halo) - 1, head_dim), by ascending row of the key - row of the query, and ``out`` (linear), unless
-    left out.
+    Parameters: ``query``, ``key_value`` (linear; for each head its keys, then its values), ``rows``, ``columns``
+    (2 (block + 2 halo) - 1, head_dim), in ascending order of row of the key - row of the query, and ``out`` (linear),
+    unless left out.
     """
 
     layouts = ("grid",)
@@ -60,11 +61,12 @@ class HaloAttention(Mixer):
     ):
         """Args:
           block, halo: b and h, tokens along each side.
-          head_dim: of queries and keys; values have features / num_heads.
-          strides: a map of (height, width) becomes one of (height / strides, width / strides); they divide the block.
-          padding: what becomes of keys beyond the map.
-          use_bias: of the projections.
-          use_out: a linear layer behind the heads, of which the blocks of HaloNet have their own.
+          num_heads: number of heads.
+          head_dim: features of a query or key head; value heads have features / num_heads.
+          strides: reduces a map of (height, width) to (height / strides, width / strides); must divide ``block``.
+          padding: keys outside the map: "zeros" attends to them, "masked" does not.
+          use_bias: biases of the query, key and value projections.
+          use_out: whether an output projection follows; HaloNet's blocks have their own.
 
         Raises:
           ValueError: features not divisible by num_heads, strides that do not divide the block, or another padding.
@@ -112,7 +114,7 @@ class HaloAttention(Mixer):
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Attention in every block: of queries (blocks, side, side, heads, dim) to keys (blocks, window^2, heads, dim).
 
-        The offsets' part of the scores is a product too: q . r^y with the key's row, as a vector of zeros and a one.
+        The relative part of the logits is also a dot product: that of all q . r^y with the one-hot row of the key.
         """
         side, window = q.shape[1], self.block + 2 * self.halo
         offsets = jnp.arange(window) - jnp.arange(side)[:, None] + window - 1
@@ -129,7 +131,9 @@ class HaloAttention(Mixer):
         return y.reshape(q.shape[0], side, side, -1)
 
     def _windows(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """(batch, height, width, features) as windows of blocks, (batch, rows, columns, window, window, features)."""
+        """Extracts the windows of all blocks: (batch, height, width, features) to (batch, rows, columns, window,
+        window, features).
+        """
         window = self.block + 2 * self.halo
         for axis, count in zip((1, 3), grid, strict=True):
             end = (count - 1) * self.block + window - self.halo - x.shape[axis]
@@ -140,7 +144,7 @@ class HaloAttention(Mixer):
         return x.swapaxes(2, 3)
 
     def _seen(self, shape: tuple[int, ...], mask: jax.Array | None, grid: tuple[int, int]) -> jax.Array | None:
-        """Which keys there are, bool (batch * blocks, 1, 1, window^2); None where zeros count as well."""
+        """Mask of the keys, bool (batch * blocks, 1, 1, window^2); None with padding="zeros", where all count."""
         if self.padding == "zeros":
             return None
         real = jnp.ones(shape[:3], bool) if mask is None else mask

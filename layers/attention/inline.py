@@ -3,14 +3,14 @@ arXiv:2412.06590).
 
     y_i = sum_j a_ij v_j + R(V)_i        a_ij = (s q_i . k_j + 1 - s q_i . mean(k)) / n        s = 1 / sqrt(d)
 
-(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative: where the keys have full rank, different
-queries have different ones. As sums over j they cost n d^2 alone:
+(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative; if the keys have full rank, different queries
+have different weights. Written as sums over j, the cost is only n d^2:
 
     y_i = mean(v) + s q_i sum_j (k_j - mean(k)) v_j^T / n + R(V)_i
 
-R is a depth-wise 3x3 convolution of the map, whose kernel is made of the mean token of the example: W = G_2 gelu(G_1
-mean(x)), linear layers of each head apart (section 4.3). In the authors' CSWin x is what enters the residual block,
-before its norm, and a depth-wise 3x3 convolution of fixed weights is added to the output.
+R is a depth-wise 3x3 convolution of the map, whose kernel is computed from the mean token of the example: W = G_2
+gelu(G_1 mean(x)), with linear layers G_1 and G_2 per head (section 4.3). In the authors' CSWin, x is the input of the
+residual block before its norm, and a depth-wise 3x3 convolution with fixed weights is added to the output.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ from pallas_kernels import linear_attention
 
 @register_mixer("inline")
 class InLineAttention(ProjectedAttention):
-    """Linear attention whose weights sum to 1 and differ between queries, and a convolution made for each image.
+    """Linear attention whose weights sum to 1 and differ between queries, plus a convolution predicted for each image.
 
-    Masked tokens are in no mean and count as zeros in the convolution.
+    Masked tokens are excluded from all means and count as zeros in the convolution.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``kernel_hidden``, ``kernel_out`` (G_1 and G_2,
-    convolutions of size 1 in groups) where there is a residual, and ``norm``, ``enhancement`` (convolution) where asked
-    for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``kernel_hidden``, ``kernel_out`` (G_1 and G_2, grouped
+    convolutions of size 1) if there is a residual, and ``norm``, ``enhancement`` (convolution) if enabled.
 
     Attributes:
-      norm: of its input, where it has one: a block has none before it then.
+      norm: norm of the mixer's own input, or None; a block then has no norm before the mixer.
     """
 
     layouts = ("grid", "image")
@@ -60,18 +59,21 @@ class InLineAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          residual: tokens along each side of the convolution R, an odd number; 0 for none.
-          feature_map: of queries and keys, of :mod:`layers.feature_maps`; the authors' models have none.
-          enhancement: tokens along each side of a depth-wise convolution of the values, an odd number; 0 for none.
-          norm: of what queries, keys and values are made of; the mean token that R is made of is not normalized then.
-          options: as of :class:`ProjectedAttention`.
+          residual: side of the kernel of R in tokens, an odd number; 0 for none.
+          feature_map: feature map of queries and keys (:mod:`layers.feature_maps`); the authors' models have none.
+          enhancement: side of the kernel of a depth-wise convolution of the values, an odd number; 0 for none.
+          norm: norm of the input of the query, key and value projections; the mean token from which R is computed is
+            not normalized.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, an even convolution, or an unknown feature map.
         """
         for name, size in (("residual", residual), ("enhancement", enhancement)):
             if size and size % 2 == 0:
-                raise ValueError(f"the convolution has a middle: {name} must be odd, or 0 for none, got {size}")
+                raise ValueError(
+                    f"{name} is the side of a convolution's kernel and must be odd, or 0 for none; got {size}"
+                )
         super().__init__(features, **options)
         layers = of_layers(options)
         self.norm = None if norm is None else create_norm(norm, features, epsilon=1e-5, **layers)
@@ -126,8 +128,8 @@ class InLineAttention(ProjectedAttention):
 
 
 def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Each map (height, width, features) of ``x`` by its own depth-wise ``kernel`` (features, size, size), zeros around
-    it.
+    """Convolves each map (height, width, features) of ``x`` with its own depth-wise ``kernel`` (features, size, size),
+    padding with zeros.
     """
     (height, width), size = x.shape[1:3], kernel.shape[-1]
     padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))

@@ -3,10 +3,10 @@ arXiv:2501.02393), section 2.2.
 
     y_h = MLP_h(e_h x_h + f(A_h - t) x_h)        A_h = softmax(Q_h K_h^T / sqrt(d))
 
-The attention of a head is the adjacency of a graph whose nodes are the tokens, and a layer of a graph isomorphism
-network (Xu et al., 2019, arXiv:1810.00826) reads it: sums of neighbors, themselves slices x_h of the input without a
-projection, go through an MLP of each head. The paper weighs a node itself by 1 + e; the authors' code, followed here,
-by e, which is 0 at the start.
+The attention matrix of a head is the adjacency matrix of a graph whose nodes are the tokens. A layer of a graph
+isomorphism network (Xu et al., 2019, arXiv:1810.00826) runs on it: the weighted sum over neighbors, taken of the slices
+x_h of the input without a value projection, goes through an MLP per head. The paper weights the node itself by 1 + e;
+the authors' code, followed here, by e, which is initially 0.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """f(A - t) of the logits of attention weights, whose log-sum-exp is ``total``, as a score of the attention op.
+    """The score function f(A - t) of the attention op: A = exp(logits - total), with ``total`` their log-sum-exp.
 
-    It compares by value: equal ones share compiled programs.
+    Instances compare by value: equal ones share compiled programs.
     """
 
     function: str
     threshold: float
 
     def __call__(self, logits: Any, head: Any, q: Any, k: Any, total: Any) -> Any:
-        # The logits of keys that are masked may be above the sum.
+        # Logits of masked keys may exceed the log-sum-exp.
         return FUNCTIONS[self.function](jnp.exp(jnp.minimum(logits - total, 0)) - self.threshold)
 
 
 class HeadMLP(Module):
-    """Linear, RMSNorm, SiLU, linear for each head apart.
+    """Linear, RMSNorm, SiLU, linear, with separate weights for each head.
 
     Parameters: ``up``, ``down`` (heads, in, out), ``up_bias``, ``down_bias``, ``scale`` (heads, features).
     """
@@ -65,8 +65,8 @@ class HeadMLP(Module):
         self, num_heads: int, width: int, hidden: int, *, dropout: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
     ):
         """Args:
-        num_heads, width, hidden: heads, their features, and those inside.
-        dropout: of the hidden features.
+        num_heads, width, hidden: number of heads, features per head, and hidden features per head.
+        dropout: dropout rate of the hidden features.
         """
 
         def parameter(init: Any, *shape: int) -> nnx.Param:
@@ -92,9 +92,10 @@ class HeadMLP(Module):
 
 @register_mixer("gin_attention")
 class IsomorphicAttention(MultiHeadAttention):
-    """Attention whose values are the tokens themselves, and whose sums go through an MLP of each head.
+    """Attention whose values are the tokens themselves and whose head outputs go through an MLP per head.
 
-    Parameters: ``query``, ``key`` (linear), ``self_weight`` (heads,), ``mlp`` and ``out`` (linear) where asked for.
+    Parameters: ``query``, ``key`` (linear), ``self_weight`` (heads,), e; ``mlp`` (:class:`HeadMLP`), and ``out``
+    (linear) if enabled.
     """
 
     projects_values = False
@@ -113,11 +114,11 @@ class IsomorphicAttention(MultiHeadAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          causal, rotary, options: as of :class:`MultiHeadAttention`, without biases by default. Dropout is of the
-            hidden features; the authors have 0.1.
-          edges: f; "softmax" is A as it is. "sigmoid" is that of 10 (A - t).
+          causal, rotary, options: as in :class:`MultiHeadAttention`, without biases by default. Dropout applies to the
+            hidden features of the MLPs; the authors use 0.1.
+          edges: f; "softmax" uses A itself, without f or t. "sigmoid" is sigmoid(10 (A - t)).
           threshold: t.
-          expansion: hidden features of an MLP, over those of a head.
+          expansion: hidden features of an MLP / head_dim.
           project: whether an output projection follows the MLPs.
 
         Raises:

@@ -3,13 +3,14 @@ Positional Encoding (Luo et al., NeurIPS 2021, arXiv:2106.12566), section 3.
 
     y_i = phi(q_i) . sum_j e^b(j-i) phi(k_j) v_j^T / (phi(q_i) . sum_j e^b(j-i) phi(k_j))
 
-over all j, or over j <= i where causal, with a learned b of each head and offset. Each entry of phi(k_j) [v_j, 1]^T is
-multiplied with a Toeplitz matrix along the sequence, by Fourier transforms, so that no weight is computed. phi are
-positive random features of the softmax's kernel, of queries and keys of norm 1: without the norm they vary too much for
-a model to be trained from scratch, which is the paper's second point. Beyond the table's ends b is constant.
+over all j, or over j <= i if causal, with a learned b per head and offset. Each entry of phi(k_j) [v_j, 1]^T is
+multiplied by a Toeplitz matrix along the sequence, using Fourier transforms, so the weights are never computed. phi are
+positive random features of the softmax kernel, applied to unit-norm queries and keys: without the normalization their
+variance is too large to train from scratch, which is the paper's second point. Beyond the ends of its table b is
+constant.
 
-The transforms' rounding errors are relative to the largest sum of a row: a token whose weights sum to a thousandth of
-that, as the first ones may where b differs much, is a thousand times less exact.
+The rounding errors of the transforms are relative to the largest sum of a row: a token whose weights sum to a
+thousandth of that, as may happen to the first tokens if b varies strongly, is a thousand times less accurate.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pallas_kernels import attention, toeplitz_product
 
 @struct.dataclass
 class FeatureCache(TokenCache):
-    """What is kept of the tokens read so far of each row's current document.
+    """Features of the keys, and the values, of the tokens read so far in each row's current document.
 
     Attributes:
       key: (batch, capacity, heads, features of phi), phi(k), at least float32.
@@ -48,14 +49,14 @@ class FeatureCache(TokenCache):
 
 @register_mixer("kernelized_attention")
 class KernelizedAttention(ProjectedAttention):
-    """Linear attention whose weights also depend on the distance, by a learned factor of each offset.
+    """Linear attention with a learned factor per relative position.
 
-    It takes n log n operations for n tokens, and memory linear in n. Documents of a row, and tokens read after others,
-    are computed weight by weight instead: an arbitrary b leaves no state of fixed size. The Fourier transforms' errors
-    are relative to the largest e^b of a head.
+    It takes n log n operations for n tokens, and memory linear in n. Rows with several documents, and ``extend``,
+    compute the weights themselves instead, in quadratic time: an arbitrary b admits no state of fixed size. The errors
+    of the Fourier transforms are relative to the largest e^b of a head.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias``, b (heads, offsets), of the offsets j - i
-    in rising order; the statistic ``feature_map.projection`` of random features.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias``, b (heads, offsets), in ascending order of
+    the offset j - i; the statistic ``feature_map.projection`` of random features.
     """
 
     supports_causal = True
@@ -77,12 +78,12 @@ class KernelizedAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          feature_map: phi, of :mod:`layers.feature_maps`, whose features must not be negative.
-          length: the norm that queries and keys are given before the softmax's kernel exp(q . k); None: they are left
-            as they are, and the kernel is that of q . k / sqrt(head_dim).
-          reach: offsets with a parameter of their own, to each side.
+          feature_map: phi, one of :mod:`layers.feature_maps` with non-negative features.
+          length: the norm to which queries and keys are scaled before the softmax kernel exp(q . k); None leaves them
+            unchanged, with the kernel exp(q . k / sqrt(head_dim)).
+          reach: number of offsets on each side, 0 included, with their own parameter.
           epsilon: added to the sum of the weights.
-          head_dim, options: as of :class:`ProjectedAttention`.
+          head_dim, options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, a reach below 1, or an unknown feature map.
@@ -93,7 +94,7 @@ class KernelizedAttention(ProjectedAttention):
         self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.bias = parameter(zeros, (self.num_heads, reach if causal else 2 * reach - 1), options)
         self.unit = None if length is None else create_norm("unit", self.head_dim, rngs=options["rngs"])
-        # Random features divide by the root of it, as the softmax does.
+        # Undoes the random features' own division of queries and keys by head_dim**0.25.
         self.length = None if length is None else length * self.head_dim**0.25
         self.causal, self.reach, self.epsilon = causal, reach, epsilon
 
@@ -115,7 +116,7 @@ class KernelizedAttention(ProjectedAttention):
         """A cache of ``max_length`` tokens.
 
         Raises:
-          ValueError: it is bidirectional, or no capacity is given.
+          ValueError: the mixer is bidirectional, or no capacity is given.
         """
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
@@ -148,12 +149,12 @@ class KernelizedAttention(ProjectedAttention):
         return self.feature_map(heads if self.unit is None else self.unit(heads) * self.length)
 
     def _factors(self) -> jax.Array:
-        """e^b over the largest of its head: float32 (heads, offsets)."""
+        """e^b divided by its maximum per head: float32 (heads, offsets)."""
         bias = widened(self.bias[...])
         return jnp.exp(bias - jax.lax.stop_gradient(bias.max(-1, keepdims=True)))
 
     def _direct(self, asks: jax.Array, gives: jax.Array, values: jax.Array, **where: Any) -> jax.Array:
-        """The sums by the weights themselves, which take time quadratic in the length."""
+        """The sums computed from the weights themselves, in time quadratic in the length."""
         return attention(
             asks, gives, values.astype(asks.dtype), normalize="none", scale=1.0, causal=self.causal,
             relative_weight=self._factors(), relative_origin=1 - self.reach, **where,
@@ -166,7 +167,7 @@ class KernelizedAttention(ProjectedAttention):
 
         @jax.checkpoint
         def more(sums: jax.Array, feature: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            """One feature of phi at a time: together they would be as large as a state for each token."""
+            """One feature of phi at a time: all of them together would be as large as one state per token."""
             ask, give = feature
             products = (give[..., None] * values).reshape(batch, length, heads * width)
             found = toeplitz_product(products, kernel, causal=self.causal)

@@ -1,22 +1,24 @@
 """Landmark attention: Random-Access Infinite Context Length for Transformers (Mohtashami and Jaggi, NeurIPS 2023,
 arXiv:2305.16300), section 3.
 
-A sequence is blocks of l tokens, the last of which is the block's landmark. A query in block b has one softmax over the
-ordinary tokens of its block up to itself and the landmarks of the blocks before. What a landmark gets is shared out
-among the ordinary tokens of its block B, by a softmax of their own:
+A sequence consists of blocks of l tokens, the last of which is the block's landmark. A query in block b has one softmax
+over the ordinary tokens of its block up to itself and the landmarks of earlier blocks. The weight of a landmark is
+distributed among the ordinary tokens of its block B by a softmax over them:
 
     y = sum_{j in b} p_j v_j + sum_{B < b} p_B sum_{j in B} softmax_B(q . k / sqrt(d))_j v_j
 
-Landmarks have no value, and none sees itself. So a landmark answers for its block, and at inference a query may look
-into few blocks. A text is then read in chunks of some blocks: a query sees all of its chunk, and of the blocks before
-those k whose landmarks score highest, for each head. Positions are mapped to a prefix of k + 1 blocks before the chunk
-(section 3.2.1): to score landmarks the last k blocks are where they are, all older ones at the prefix's first block;
-those retrieved then stand in their order, with a gap of one block between old ones and the last k. Distances are
-therefore those of training, however long the text. Of landmarks with equal scores, as all old ones have in the first
-layer, where they are one vector, the oldest are taken: our choice.
+Landmarks contribute no value, and none attends to itself. A landmark thus represents its block, and at inference a
+query can look into only a few blocks. The text is then read in chunks of a few blocks: a query attends to its chunk
+and, per head, to the k earlier blocks whose landmarks score highest. Positions are mapped to a prefix of k + 1 blocks
+before the chunk (section 3.2.1). For scoring the landmarks, the last k blocks keep their positions and all older ones
+are placed at the first block of the prefix; the retrieved blocks are then placed in order, with a gap of one block
+between the older ones and those of the last k. Distances therefore stay within those of training for any length of
+text. Among landmarks with equal scores the oldest are taken, which is our choice; in the first layer, where landmarks
+are one vector, all old ones are equal.
 
-The softmax of all tokens is computed at once: a token of an earlier block has the logit q . k + q . k_B - log Z_B,
-where Z_B is the sum of its block. The authors' code, epfml/landmark-attention, has room for a fixed number of blocks.
+The grouped softmax is computed as one softmax over all ordinary tokens: a token of an earlier block has the logit q . k
++ q . k_B - log Z_B, where Z_B is the sum of exp(q . k) over its block. The authors' code, epfml/landmark-attention, is
+limited to a fixed number of blocks.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from layers.tokens import Continuation, Tokens, continued
 from pallas_kernels import merge
 
 Part = tuple[jax.Array, jax.Array]
-"""What queries find (batch, queries, heads, head_dim), and the log-sum-exp of its logits (batch, queries, heads)."""
-_QUERIES = 128  # that look at once at all keys: bounds the memory
-# To how much scores of landmarks are compared: rounding must not part those that are equal.
+"""Outputs (batch, queries, heads, head_dim), and log-sum-exp of their logits (batch, queries, heads)."""
+_QUERIES = 128  # number of queries that attend to all keys at once: bounds the memory
+# Landmark scores are compared in steps of 1 / _STEPS, so that rounding errors do not separate equal ones.
 _STEPS = 2.0**12
 
 
 def check_period(period: int) -> None:
-    """Refuses blocks that have a landmark alone.
+    """Refuses blocks without ordinary tokens.
 
     Raises:
       ValueError: a period below 2.
@@ -64,15 +66,15 @@ def grouped(
     chunk: int | None = None,
     same: jax.Array | None = None,
 ) -> Part:
-    """The grouped softmax: what queries find among whole blocks of keys.
+    """Attention with the grouped softmax over whole blocks of keys.
 
     Args:
       q: (batch, queries, heads, head_dim).
       k, v: (batch, keys, heads, head_dim).
-      places: int32 (batch or 1, queries), where among the keys a query is.
-      period: tokens of a block, the landmark included, which divides the number of keys.
-      chunk: blocks that see each other; None for all.
-      same: bool (batch or 1, queries, blocks), blocks of the query's document; None for all.
+      places: int32 (batch or 1, queries), index of each query among the keys.
+      period: tokens of a block, landmark included; divides the number of keys.
+      chunk: number of consecutive blocks that see each other; None for all.
+      same: bool (batch or 1, queries, blocks), True for blocks of the query's document; None for all.
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     places = jnp.clip(places, 0, k.shape[1] - 1)  # padding may be anywhere
@@ -97,13 +99,13 @@ def grouped(
 
 @register_mixer("landmark_attention")
 class LandmarkAttention(ProjectedAttention):
-    """Causal attention whose every ``period``-th token is the landmark of its block, to all blocks or to a few that
+    """Causal attention in which every ``period``-th token is the landmark of its block, to all blocks or to a few that
     each query and head retrieves.
 
-    Blocks are counted from the start of a document. The models "landmark" put the landmarks among their tokens by
-    themselves; elsewhere every ``period``-th token is one. With ``retrieved`` the result is another than without, but
-    the same whole and piece by piece, for the choice is each query's own. Its state holds all tokens; documents that
-    begin within a call of ``extend`` are read token by token.
+    Blocks are counted from the start of a document. The "landmark" models insert landmarks among their tokens;
+    elsewhere every ``period``-th token of the input is one. The result depends on ``retrieved``, but is the same for
+    the whole sequence and piece by piece, because each query retrieves independently. The state holds all tokens; if
+    ``segment_ids`` are given, ``extend`` reads token by token.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -127,14 +129,14 @@ class LandmarkAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          period: l, tokens of a block, its landmark included: 64 in the authors' LLaMA, 51 in their models of books.
-          retrieved: k, blocks before its chunk that a query sees; None for all, with the positions that they have: the
-            form to train.
-          local: blocks of a chunk, where blocks are retrieved: 1 in the authors' LLaMA, 5 in their models of books.
-          head_dim, rotary, options: as of :class:`ProjectedAttention`, without biases by default.
+          period: l, tokens of a block, landmark included: 64 in the authors' LLaMA, 51 in their models of books.
+          retrieved: k, number of blocks before its chunk that a query sees; None for all, at their true positions: the
+            form for training.
+          local: blocks of a chunk, if blocks are retrieved: 1 in the authors' LLaMA, 5 in their models of books.
+          head_dim, rotary, options: as in :class:`ProjectedAttention`, without biases by default.
 
         Raises:
-          ValueError: features not divisible by num_heads, or a period below 2, or no block retrieved or in a chunk.
+          ValueError: features not divisible by num_heads, a period below 2, or ``retrieved`` or ``local`` below 1.
         """
         check_period(period)
         if local < 1 or (retrieved is not None and retrieved < 1):
@@ -143,7 +145,7 @@ class LandmarkAttention(ProjectedAttention):
                 f"retrieved={retrieved}; retrieved=None is attention to all blocks"
             )
         options.setdefault("use_bias", False)
-        # Where a block stands depends on who retrieves it: keys are then kept without their embedding.
+        # The position of a block depends on the query that retrieves it: keys are stored without rotary embedding.
         super().__init__(features, head_dim=head_dim, rotary=rotary if retrieved is None else None, **options)
         self.period, self.retrieved, self.local = period, retrieved, local
         self.chunk = period * local
@@ -152,7 +154,7 @@ class LandmarkAttention(ProjectedAttention):
 
     @property
     def complexity(self) -> float:
-        """Landmarks alone are scored for all blocks where some are retrieved."""
+        """Quadratic: with retrieval too, each query scores the landmarks of all blocks."""
         return 2.0
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -166,7 +168,7 @@ class LandmarkAttention(ProjectedAttention):
         return self._looking(q, k, v, index, same)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> AttentionCache:
-        """A cache of ``max_length`` tokens, and what fills the last chunk.
+        """A cache of ``max_length`` tokens, rounded up to whole chunks.
 
         Raises:
           ValueError: no capacity given.
@@ -193,7 +195,7 @@ class LandmarkAttention(ProjectedAttention):
             y, state = self._read(q, k, v, Tokens(mask, segment_ids=ids), state, after)
             return state, y[:, 0]
 
-        # Each may begin a document, whose blocks are where the last one's were.
+        # Any token may begin a document, whose blocks overwrite those of the last one.
         along = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (q, k, v, tokens.mask, tokens.segment_ids))
         state, y = jax.lax.scan(one, state, along)
         return jnp.moveaxis(y, 0, 1), state
@@ -201,7 +203,7 @@ class LandmarkAttention(ProjectedAttention):
     def _read(
         self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, state: AttentionCache, after: Continuation
     ) -> tuple[jax.Array, AttentionCache]:
-        """What tokens of one document find, and the state with them."""
+        """The head outputs for tokens of one document, and the new state."""
         state, *_ = state.read({"key": k, "value": v}, tokens, after)
         held = state.key.astype(q.dtype), state.value.astype(q.dtype)
         if self.retrieved is None:
@@ -211,7 +213,7 @@ class LandmarkAttention(ProjectedAttention):
     def _looking(
         self, q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, same: jax.Array | None
     ) -> jax.Array:
-        """Attention to all blocks, some queries at a time."""
+        """Attention to all blocks, for a limited number of queries at a time."""
 
         def look(q: jax.Array, places: jax.Array, same: jax.Array | None) -> jax.Array:
             return grouped(q, k, v, places, period=self.period, same=same)[0].astype(q.dtype)
@@ -221,12 +223,12 @@ class LandmarkAttention(ProjectedAttention):
     def _retrieving(
         self, q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, first: jax.Array, *, aligned: bool
     ) -> jax.Array:
-        """Attention to the chunk and to what is retrieved.
+        """Attention to the chunk and to the retrieved blocks.
 
         Args:
-          k, v: whole chunks.
-          places, first: (batch or 1, queries), where among the keys a query is, and the first block of its document.
-          aligned: the queries begin with a chunk.
+          k, v: keys and values, padded to whole chunks.
+          places, first: (batch or 1, queries), index of each query among the keys, and first block of its document.
+          aligned: whether the queries begin at the start of a chunk.
         """
         chunk, capacity = self.chunk, k.shape[1]
         keys, values = (a.reshape(a.shape[0], -1, self.period, *a.shape[2:]) for a in (k, v))
@@ -247,11 +249,11 @@ class LandmarkAttention(ProjectedAttention):
         return _some_at_a_time(find, chunk, q, places, first)
 
     def _retrieve(self, q: jax.Array, keys: jax.Array, values: jax.Array, places: jax.Array, first: jax.Array) -> Part:
-        """What queries find in the blocks that they retrieve.
+        """Attention of queries to the blocks that they retrieve.
 
         Args:
           keys, values: (batch, blocks, period, heads, head_dim).
-          places, first: as of :meth:`_retrieving`.
+          places, first: as in :meth:`_retrieving`.
         """
         most, period, scale = self.retrieved, self.period, q.shape[-1] ** -0.5
         assert most is not None
@@ -271,7 +273,7 @@ class LandmarkAttention(ProjectedAttention):
         chosen = jnp.sort(jnp.where(best > -jnp.inf, chosen, blocks), -1)  # (batch, heads, queries, retrieved)
         real = chosen < blocks
         count = real.sum(-1, keepdims=True)
-        # In blocks of the prefix, whose first is 0.
+        # Slots are blocks of the prefix, counted from 0.
         slot = jnp.arange(chosen.shape[-1]) + most - count + (chosen >= begin[:, None] - most)
         at = within[:, None, :, None] + (most + 1 - slot) * period
         asked = jnp.broadcast_to(jnp.moveaxis(q, 1, 2)[:, :, :, None], (*at.shape, q.shape[-1]))
@@ -284,7 +286,7 @@ class LandmarkAttention(ProjectedAttention):
         found_k = found_k.reshape(found_v.shape)  # (batch, heads, queries, retrieved, period, head_dim)
         logits = jnp.einsum("bhnjd,bhnjpd->bhnjp", asked, found_k, preferred_element_type=wide) * scale
         shares = jax.nn.softmax(logits[..., :-1], -1)
-        none = count == 0  # whose scores are set to any, for a sum over nothing has no gradient
+        none = count == 0  # their logits are left finite, because the gradient of an empty sum is NaN
         landmark = jnp.where(real | none, logits[..., -1], -jnp.inf)
         total = jax.nn.logsumexp(landmark, -1, keepdims=True)
         weights = jnp.where(real, jnp.exp(landmark - total), 0)[..., None] * shares
@@ -296,13 +298,13 @@ class LandmarkAttention(ProjectedAttention):
 
 
 def _padded(a: jax.Array, multiple: int) -> jax.Array:
-    """(batch, length, ...) with zeros up to a multiple."""
+    """Pads (batch, length, ...) with zeros to a length that ``multiple`` divides."""
     return jnp.pad(a, ((0, 0), (0, -a.shape[1] % multiple), *[(0, 0)] * (a.ndim - 2)))
 
 
 def _some_at_a_time(function: Callable[..., jax.Array], size: int, *given: jax.Array | None) -> jax.Array:
-    """``function`` of arrays (batch, length, ...), of so many along the length at a time; what it computes is computed
-    again for the gradient.
+    """Maps ``function`` over arrays (batch, length, ...) in pieces of ``size`` along the length, recomputing each piece
+    in the backward pass.
     """
     length = next(len(a[0]) for a in given if a is not None)
     if length <= size:

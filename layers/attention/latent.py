@@ -1,14 +1,14 @@
 """Multi-head latent attention: DeepSeek-V2 (DeepSeek-AI, 2024, arXiv:2405.04434), section 2.1.
 
-    c_t = RMSNorm(W_c x_t)        r_t = rotary(W_r x_t)                a latent of few features, and a key of all heads
+    c_t = RMSNorm(W_c x_t)        r_t = rotary(W_r x_t)                a low-rank latent, and a key that all heads share
     q_t = W_q x_t, or W_u RMSNorm(W_d x_t)        [q_C, q_R] = q, q_R = rotary(q_R)
     k_i = [W_k c_t, r_t]        v_i = W_v c_t                                for each head i
     y_t = W_o [softmax(q_i k_i^T / sqrt(head_dim + rotary_dim)) v_i]
 
-A cache holds c and r alone, latent_dim + rotary_dim numbers a token. Because q_C . (W_k c) = (W_k^T q_C) . c, the
-latents can be keys and values themselves, of one head that all queries read: the absorbed form, whose products are
-longer and which never makes the keys and values of each head. DeepSeek-V2 has 128 heads of 128 features and as many of
-values, latents of 512 and of 1536 for queries, and a rotary key of 64.
+The cache holds only c and r: latent_dim + rotary_dim numbers per token. Because q_C . (W_k c) = (W_k^T q_C) . c, the
+latents can serve directly as the keys and values of a single head that all queries attend to. This "absorbed" form has
+longer dot products but never materializes the keys and values of each head. DeepSeek-V2 has 128 heads of 128 features
+with values of the same size, latents of 512 features (1536 for queries) and a rotary key of 64.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Form = Literal["expanded", "absorbed"]
 
 @struct.dataclass
 class LatentCache(TokenCache):
-    """What keys and values are made of, of each token read so far of each row's current document.
+    """Latents and rotary keys of the tokens read so far in each row's current document.
 
     Attributes:
       latent: (batch, capacity, latent_dim).
-      key: (batch, capacity, rotary_dim), turned already.
+      key: (batch, capacity, rotary_dim), already rotated.
     """
 
     latent: jax.Array
@@ -49,10 +49,10 @@ class LatentCache(TokenCache):
 
 @register_mixer("multi_head_latent_attention")
 class MultiHeadLatentAttention(Mixer):
-    """Softmax attention whose keys and values are made of a latent of few features, which is all that a cache keeps.
+    """Softmax attention whose keys and values are projected from a small latent, the only thing that is cached.
 
-    Parameters: ``query`` (linear, or low rank, with a norm for its ``activation``), ``latent`` (linear, to c and r),
-    ``latent_norm``, ``key_value`` (linear, to each head's key and value), ``out`` (linear).
+    Parameters: ``query`` (linear, or low rank with a norm as its ``activation``), ``latent`` (linear, to c and r),
+    ``latent_norm``, ``key_value`` (linear, to the key and value of each head), ``out`` (linear).
     """
 
     supports_causal = True
@@ -85,18 +85,18 @@ class MultiHeadLatentAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: of queries, keys and values.
-          head_dim, value_dim: features of a head's key that are made of the latent, and of its value; default
-            features / num_heads, and as many.
-          latent_dim, rotary_dim: features of c and of r; by default 4 times and half of head_dim, the paper's shares.
-          query_latent_dim: of the latent that queries are made of; None: they are made of the tokens.
-          rotary: base or options of the rotary embedding of r and q_R, whose pairs in released models are neighbors
-            (``interleaved``); None: nothing turns, and r is a key of all heads like any other (Kimi Linear).
-          use_bias: of ``latent`` and ``out``.
-          norm_epsilon: of the norms of latents.
-          form: "expanded" makes each head's keys and values, "absorbed" does not; None takes for each call the one with
-            fewer products. The result is the same.
-          dropout: of the output.
+          num_heads: number of query, key and value heads.
+          head_dim, value_dim: features per head of the key part that is projected from the latent, and of the value;
+            default features / num_heads, and head_dim.
+          latent_dim, rotary_dim: features of c and of r; default 4 and 1/2 times head_dim, the paper's ratios.
+          query_latent_dim: features of the latent that queries are projected from; None projects them from the tokens.
+          rotary: base or options of the rotary embedding of r and q_R; released models rotate neighboring pairs
+            (``interleaved``). None: no rotation, and r is an ordinary key shared by all heads (Kimi Linear).
+          use_bias: biases of ``latent`` and ``out``.
+          norm_epsilon: epsilon of the latents' norms.
+          form: "expanded" materializes each head's keys and values, "absorbed" does not; None chooses, for each call,
+            the form with fewer multiplications. The result is the same.
+          dropout: dropout rate of the output.
 
         Raises:
           ValueError: features not divisible by num_heads where head_dim is not given, or an unknown form.
@@ -173,7 +173,7 @@ class MultiHeadLatentAttention(Mixer):
         return self.attend(q, seen.latent.astype(q.dtype), seen.key.astype(q.dtype), **known), written
 
     def queries(self, x: jax.Array, places: jax.Array) -> jax.Array:
-        """(batch, length, num_heads, head_dim + rotary_dim), the last features turned."""
+        """Queries (batch, length, num_heads, head_dim + rotary_dim), the last rotary_dim features rotated."""
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, -1)
         if self.rotary is None:
             return q
@@ -187,10 +187,12 @@ class MultiHeadLatentAttention(Mixer):
         return self.latent_norm(latent), key
 
     def attend(self, q: jax.Array, latent: jax.Array, key: jax.Array, **known: Any) -> jax.Array:
-        """The output (batch, length, features) for queries that read tokens of which latents and keys are given.
+        """The output (batch, length, features) of queries attending to tokens given by their latents and rotary keys.
 
         Args:
-          known: as of :func:`pallas_kernels.attention`.
+          q: (batch, queries, num_heads, head_dim + rotary_dim), from :meth:`queries`.
+          latent, key: (batch, keys, latent_dim) and (batch, keys, rotary_dim), from :meth:`latents`.
+          known: further options of :func:`pallas_kernels.attention`, such as its mask and positions.
         """
         options = {**known, "causal": self.causal, "scale": (self.head_dim + self.rotary_dim) ** -0.5}
         absorbs = self._absorbs(q.shape[1]) if self.form is None else self.form == "absorbed"
@@ -214,6 +216,6 @@ class MultiHeadLatentAttention(Mixer):
         return y if self.dropout is None else self.dropout(y)
 
     def _absorbs(self, queries: int) -> bool:
-        """Whether so many queries a token that is read are fewer products in the absorbed form."""
+        """Whether the absorbed form needs fewer multiplications for this number of queries per key."""
         made = self.head_dim + self.value_dim
         return queries * (2 * self.latent_dim - made) < self.latent_dim * made

@@ -2,8 +2,8 @@
 
     y_i = phi(q_i) sum_j phi(k_j) v_j^T / (phi(q_i) . sum_j phi(k_j) + epsilon)
 
-over all j, or over j <= i where causal: then two sums are all that is kept of the past. With positive random features
-of the softmax's kernel for phi it is Performer's (Choromanski et al., 2021, arXiv:2009.14794).
+over all j, or over j <= i if causal; the causal form needs only the two sums as its state. With positive random
+features of the softmax kernel as phi it is Performer (Choromanski et al., 2021, arXiv:2009.14794).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from pallas_kernels import linear_attention
 def normalized_linear_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, epsilon: float = 1e-6, causal: bool = True
 ) -> jax.Array:
-    """:func:`pallas_kernels.linear_attention` over the sum of its weights: the weights of a row's keys sum to 1.
+    """:func:`pallas_kernels.linear_attention` divided by the sum of its weights, so that the weights of a query sum to
+    1.
 
-    The sums, of the weights as those of one value more, and the quotient are float32.
+    The sums (that of the weights is computed as an extra value of 1) and the quotient are float32.
 
     Args:
-      q, k: (batch, length, groups, key_dim), features; a key of zeros is not there.
+      q, k: (batch, length, groups, key_dim), after the feature map; a key of zeros has no weight.
       v: (batch, length, heads, value_dim).
       epsilon: added to the sum of the weights.
-      causal: each token sees those up to itself.
+      causal: each token sees only those up to itself.
 
     Returns:
       (batch, length, heads, value_dim) in v's dtype.
@@ -41,22 +42,22 @@ def normalized_linear_attention(
 
 
 def with_ones(v: jax.Array) -> jax.Array:
-    """``v``, at least float32, and one value more, whose sum is that of the weights."""
+    """``v``, at least float32, with a feature of ones appended, whose weighted sum is the sum of the weights."""
     wide = v.astype(jnp.promote_types(v.dtype, jnp.float32))
     return jnp.concatenate([wide, jnp.ones_like(wide[..., :1])], -1)
 
 
 def over_weights(sums: jax.Array, epsilon: float) -> jax.Array:
-    """The weighted mean, of the sums of :func:`with_ones` weighted."""
+    """The weighted mean, given the weighted sums of :func:`with_ones`."""
     return sums[..., :-1] / (sums[..., -1:] + epsilon)
 
 
 @register_mixer("linear_attention")
 class LinearAttention(SummedAttention):
-    """Linear attention with any feature map; with random ones of the softmax's kernel, Performer.
+    """Linear attention with any feature map; with random features of the softmax kernel it is Performer.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_norm``, ``key_norm`` where asked for; the
-    statistic ``feature_map.projection`` of random features.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_norm``, ``key_norm`` if enabled; the statistic
+    ``feature_map.projection`` of random features.
     """
 
     own_feature_map: ClassVar[str] = "elu+1"
@@ -71,9 +72,10 @@ class LinearAttention(SummedAttention):
         **options: Unpack[RotaryHeadOptions],
     ):
         """Args:
-          feature_map: phi, of :mod:`layers.feature_maps`, whose features must not be negative; None is the class's own.
+          feature_map: phi, one of :mod:`layers.feature_maps` with non-negative features; None for the class's default,
+            ``own_feature_map``.
           epsilon: added to the sum of the weights.
-          options: as of :class:`ProjectedAttention`.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or an unknown feature map.
@@ -83,7 +85,7 @@ class LinearAttention(SummedAttention):
         self.epsilon = epsilon
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of phi(k) v^T, and of phi(k)."""
+        """One sum: phi(k) [v, 1]^T."""
         features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
         return {"memory": (self.num_heads, features, self.head_dim + 1)}
 
@@ -94,6 +96,6 @@ class LinearAttention(SummedAttention):
 
 @register_mixer("performer")
 class PerformerAttention(LinearAttention):
-    """Linear attention with positive random features of the softmax's kernel, drawn once: Performer's."""
+    """Performer: linear attention with positive random features of the softmax kernel, sampled once."""
 
     own_feature_map = "positive_random"

@@ -2,7 +2,7 @@
 
     y = softmax(Q (E^T K)^T / sqrt(d)) F^T V
 
-Keys and values of n tokens become those of k rows, by learned matrices E and F (n, k) over time. The cost is n k.
+Learned matrices E and F (n, k) project the keys and values of n tokens along the sequence to k rows. The cost is n k.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pallas_kernels import attention
 
 @register_mixer("linformer_attention")
 class LinformerAttention(ProjectedAttention):
-    """Softmax attention to a fixed number of mixtures of all tokens.
+    """Softmax attention to a fixed number of learned linear combinations of all tokens.
 
-    The matrices have rows for ``max_length`` tokens; a shorter sequence uses the first, and masked tokens count as
-    zeros. It is bidirectional only: each mixture holds later tokens. There is no sharing between layers, the third of
-    the paper's kinds.
+    The matrices have rows for ``max_length`` tokens; a shorter sequence uses the first ones, and masked tokens count as
+    zeros. The mixer is bidirectional only: each combination contains later tokens. The third kind of sharing in the
+    paper, between layers, is not offered.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``key_length``, E, and ``value_length``, F, where it is
-    not E too (kv heads or 1, max_length, rank).
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``key_length``, E, and, unless F is E,
+    ``value_length``, F, each (kv heads or 1, max_length, rank).
     """
 
     weighs_values = True
@@ -50,11 +50,11 @@ class LinformerAttention(ProjectedAttention):
         **options: Unpack[GroupedHeadOptions],
     ):
         """Args:
-          max_length: the most tokens.
-          rank: k, rows that keys and values become.
-          sharing: heads have matrices of their own ("none"), or share them ("heads"), keys and values too
-            ("key_value").
-          options: as of :class:`ProjectedAttention`.
+          max_length: maximum number of tokens.
+          rank: k, number of rows to which keys and values are projected.
+          sharing: "none" gives each head its own matrices, "heads" shares E and F between heads, and "key_value" uses
+            one matrix for both keys and values too.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, a size below 1, or an unknown kind of sharing.

@@ -7,9 +7,10 @@
     LION-D      d_ij = a^|i - j|,  a = sigmoid(b) of each head       phi(x) = (silu(x) + 1/2) / |silu(x) + 1/2|
     LION-S      d_ij = a_j ... a_{i-1} for j < i,  a_{i+1} ... a_j for j > i,  a = 1 - sigmoid(W x + b); phi as above
 
-Both directions are one linear recurrence from each end. That of LION-S gives a_i d_ij, whose first factor is that of
-the whole row and is divided out. In the natural order of an image d is the mean of that along two curves, with decays
-of their own: row after row, to the right and back to the left in turn, and column after column, down and up.
+Each direction is one linear recurrence, from its end of the sequence. The one of LION-S yields a_i d_ij; the factor a_i
+is common to the whole row and is divided out. In the natural order of an image, d is the mean over two serpentine scans
+with their own decays: one along the rows, alternately to the right and to the left, and one along the columns,
+alternately down and up.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 
 LEAST_DECAY = -69.0
-"""The least log decay: its exponential is a normal float32."""
+"""Smallest log decay: its exponential is still a normal float32."""
 
 
 class LionOptions(HeadOptions, total=False):
-    """Options of :class:`LionAttention` that its subclass hands on."""
+    """Options of :class:`LionAttention` that its subclass passes on."""
 
     epsilon: float
 
 
 def _decays(features: int, decay: str, options: HeadOptions) -> tuple[nnx.Param | None, Linear | None]:
-    """The rate of each head where it is fixed, and the layer that makes it of a token where it is selective."""
+    """The rate of each head if decay is "fixed", and the layer that computes it from a token if "selective"."""
     made, heads = of_projections(options), options["num_heads"]
     if decay == "fixed":
         return nnx.Param(normal(1.0)(made["rngs"].params(), (heads,), made["param_dtype"])), None
@@ -51,11 +52,11 @@ def _decays(features: int, decay: str, options: HeadOptions) -> tuple[nnx.Param 
 
 @register_mixer("lion")
 class LionAttention(ProjectedAttention):
-    """Linear attention to both sides whose tokens count less the farther away they are.
+    """Bidirectional linear attention whose weights decay with distance.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), with decay "fixed" ``rates`` (heads,), with "selective"
-    ``decay`` (linear). As in the authors' code the tokens before those of a grid, such as a class token, have a = 1
-    where the decay is selective, and that of all others where it is fixed.
+    ``decay`` (linear). As in the authors' code, prefix tokens of a grid, such as a class token, have a = 1 if the decay
+    is selective, and the decay of all other tokens if it is fixed.
     """
 
     paper = (130,)
@@ -73,7 +74,7 @@ class LionAttention(ProjectedAttention):
         """Args:
           decay: "none" is LION-LIT, "fixed" LION-D, "selective" LION-S.
           epsilon: added to the sum of the weights.
-          options: as of :class:`ProjectedAttention`.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or an unknown decay.
@@ -124,9 +125,9 @@ class LionAttention(ProjectedAttention):
 
 @register_mixer("lion_natural")
 class NaturalLionAttention(LionAttention):
-    """LION on images: distances are those along two curves that visit neighbors one after the other.
+    """LION on images: distances are measured along two serpentine scans, by rows and by columns.
 
-    Parameters: those of :class:`LionAttention`, and ``column_rates`` or ``column_decay`` of the second curve.
+    Parameters: those of :class:`LionAttention`, and ``column_rates`` or ``column_decay`` of the scan along the columns.
     """
 
     layouts = ("grid", "image")
@@ -135,7 +136,7 @@ class NaturalLionAttention(LionAttention):
     def __init__(
         self, features: int, *, decay: Literal["fixed", "selective"] = "selective", **options: Unpack[LionOptions]
     ):
-        """Args: as of :class:`LionAttention`.
+        """Args: as in :class:`LionAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or another decay.

@@ -3,9 +3,10 @@ NeurIPS 2024, arXiv:2405.13985).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) - G s m_h |p_i - p_j|) v_j        over the tokens j in the head's field
 
-Each head looks in one direction of the image, at what lies within an angle of it, and no other position is known. |.|
-is the Euclidean distance in tokens, m_h a slope of the head, s one of the layer and G one of the model. Prefix tokens
-see all and are seen by all, without a penalty. Nothing that is learned depends on the size of the image.
+Each head looks in one direction of the image, at the tokens within an angle around it; there is no other position
+encoding. |.| is the Euclidean distance in tokens, m_h the slope of the head, s that of the layer and G that of the
+model. Prefix tokens see all tokens and are seen by all, without a penalty. No learned parameter depends on the size of
+the image.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pallas_kernels import attention, attention_weights, masks
 from suggestions import unknown
 
 Field = tuple[float, float] | None
-"""Direction and angle in degrees, as of :class:`pallas_kernels.masks.FieldOfView`; None sees all."""
+"""Direction and angle in degrees, as in :class:`pallas_kernels.masks.FieldOfView`; None sees all."""
 
 FIELDS: dict[str, tuple[Field, ...]] = {
     "halves": tuple((middle, 180.0) for middle in (90.0, 270.0, 180.0, 0.0)),
@@ -39,12 +40,12 @@ FIELDS: dict[str, tuple[Field, ...]] = {
     "eighths2": tuple((middle, 45.0) for middle in (67.5, 292.5, 202.5, 337.5)),
     "none": (None,) * 4,
 }
-"""The fields of four heads, by the authors' names."""
+"""The fields of view of four heads, by the authors' names."""
 
 
 @register_mixer("lookhere")
 class DirectedAttention(ProjectedAttention):
-    """Softmax attention whose heads have fields of view in an image, and scores that fall with distance.
+    """Softmax attention whose heads have fields of view in an image, and logits that decrease with distance.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -67,13 +68,13 @@ class DirectedAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          fields: names of :data:`FIELDS`, which share out the heads in groups of four, the first ones the groups that
-            are left over.
-          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps. The
-            defaults are our choice: released models have theirs in their checkpoints.
-          rounded: penalties are rounded to bfloat16, as in the authors' code.
-          index, depth: of the block and of the model.
-          qk_norm, options: as of :class:`ProjectedAttention`.
+          fields: names of :data:`FIELDS`. Groups of four heads are divided evenly among them; the first names get the
+            remaining groups.
+          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, interpolated linearly in between.
+            The defaults are our choice: released models store theirs in the checkpoints.
+          rounded: round the penalties to bfloat16, as in the authors' code.
+          index, depth: index of the block, and number of blocks of the model.
+          qk_norm, options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, an unknown name, or more names than groups of heads.
@@ -81,7 +82,7 @@ class DirectedAttention(ProjectedAttention):
         super().__init__(features, qk_norm=qk_norm, **options)
         names = _by_head(tuple(fields), self.num_heads)
         self.fields = tuple(FIELDS[name][head % 4] for head, name in enumerate(names))
-        # An array, so that the blocks of a stack stay one program.
+        # An array, so that all blocks of a stack share one compiled program.
         layer = np.linspace(*layer_slopes, depth)[index]
         self.rounded = rounded
         self.slopes = Constant(jnp.asarray(slope * layer * _slopes(names), jnp.float32))
@@ -99,8 +100,8 @@ class DirectedAttention(ProjectedAttention):
         return attention(q, k, v, query_segments=own, key_segments=theirs, **self._directions(width, prefix, length))
 
     def views(self, grid: tuple[int, int]) -> jax.Array:
-        """The weights of tokens that are all alike, which are those of the fields and the distances: float32 (heads,
-        tokens, tokens), without prefix tokens.
+        """The attention weights of identical tokens, determined by fields and distances alone: float32 (heads, tokens,
+        tokens), without prefix tokens.
         """
         length = grid[0] * grid[1]
         alike = jnp.zeros((1, length, self.num_heads, self.head_dim), jnp.float32)
@@ -115,7 +116,7 @@ class DirectedAttention(ProjectedAttention):
 
 
 def _by_head(fields: tuple[str, ...], num_heads: int) -> list[str]:
-    """The name of each head's fields."""
+    """The name of the field set of each head."""
     for name in fields:
         if name not in FIELDS:
             raise ValueError(unknown("field of view", name, FIELDS))
@@ -126,7 +127,7 @@ def _by_head(fields: tuple[str, ...], num_heads: int) -> list[str]:
 
 
 def _slopes(names: list[str]) -> np.ndarray:
-    """m of each head: 1/2, 1/4, ... for each four of heads of one name; powers of 1/4 where all is seen."""
+    """m of each head: 1/2, 1/4, ... per group of four heads of one name; powers of 1/4 for heads that see all."""
     made: list[float] = []
     for name, group in itertools.groupby(names):
         count = len(list(group))

@@ -4,14 +4,14 @@ arXiv:2309.11523).
     Y = softmax(R Q (R K)^T / sqrt(d) - s_h D) V + C(V)        D_ij = |row_i - row_j| + |column_i - column_j|
     s_h = -log(1 - 2^(-2 - range h / heads))                   h = 0, 1, ... of ``heads``
 
-as the authors' code has it: the penalty is added to the scores before the softmax. R turns pairs of features by the
-token's index in row-major order, C is a depth-wise 5x5 convolution. The decomposed form mixes the tokens of each row,
-then what came of it along each column, with the same queries and keys:
+as in the authors' code, where the penalty is added to the logits before the softmax. R is a rotary embedding of the
+token's index in row-major order, C a depth-wise 5x5 convolution. The decomposed form mixes the tokens of each row, then
+the results along each column, with the same queries and keys:
 
     U = softmax(R Q (R K)^T / sqrt(d) - s_h |column_i - column_j|) V     in each row
     Y = softmax(R Q (R K)^T / sqrt(d) - s_h |row_i - row_j|) U + C(V)    in each column
 
-As controls, D can be the distance in row-major order, |i - j|, or 0.
+For comparison, D can be the distance in row-major order, |i - j|, or 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pallas_kernels import attention, attention_weights
 
 @register_mixer("manhattan")
 class ManhattanAttention(ProjectedAttention):
-    """Softmax attention of a map whose scores fall with the distance along rows and columns.
+    """Softmax attention on a map whose logits decrease with the Manhattan distance.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``enhancement``, the convolution C.
     """
@@ -52,21 +52,19 @@ class ManhattanAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          decomposed: the decomposed form, for large maps.
-          decay_range: ``range`` of the equation, which spreads the penalties of the heads.
-          distance: D: "manhattan", or "index" and "none", the controls that show what the distance in two dimensions is
-            worth.
-          options: as of :class:`ProjectedAttention`.
+          decomposed: use the decomposed form, for large maps.
+          decay_range: ``range`` of the equation, which sets how far the slopes of the heads differ.
+          distance: D: "manhattan", or the baselines "index" and "none", which measure the benefit of the 2-D distance.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, another distance, or one in row-major order where rows and
-            columns are apart.
+          ValueError: features not divisible by num_heads, an unknown distance, or "index" with ``decomposed``.
         """
         if distance not in ("manhattan", "index", "none"):
             raise ValueError(f'distance is "manhattan", "index" or "none", got {distance!r}')
         if decomposed and distance == "index":
             raise ValueError(
-                'distance="index" is between all tokens of a map, and decomposed=True has the tokens of one row or '
+                'distance="index" is between all tokens of a map, and decomposed=True mixes the tokens of one row or '
                 "column at a time: give decomposed=False"
             )
         super().__init__(features, rotary=Rotary(interleaved=True, endpoint=True), **options)
@@ -79,7 +77,7 @@ class ManhattanAttention(ProjectedAttention):
 
     @property
     def slopes(self) -> np.ndarray:
-        """s of each head, (num_heads,); 0 without a distance."""
+        """s of each head, float32 (num_heads,); 0 with distance="none"."""
         if self.distance == "none":
             return np.zeros(self.num_heads, np.float32)
         exponent = 2 + self.decay_range * np.arange(self.num_heads) / self.num_heads
@@ -91,7 +89,7 @@ class ManhattanAttention(ProjectedAttention):
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         (grid, _), mask = tokens.image(x.shape[1]), tokens.mask
         if not self.decomposed:
-            # In a map of one row, places are indices.
+            # In a map of one row, columns are indices.
             y = self._attend(q, k, v, mask, q.shape[1] if self.distance == "index" else grid[1])
         else:
             q, k, y = (a.reshape(-1, grid[1], *a.shape[2:]) for a in (q, k, v))

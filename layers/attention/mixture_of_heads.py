@@ -1,13 +1,14 @@
 """MoH: Multi-Head Attention as Mixture-of-Head Attention (Jin et al., ICML 2025, arXiv:2410.11842), section 3.
 
     y = W_o [g_1 head_1, ..., g_h head_h]
-    g = a_1 S softmax(W_s x)             the S shared heads, which all tokens have
-    g = a_2 K top_K(softmax(W_r x))      the others, of which a token has the K best; these sum to K
-    a = 2 softmax(W_a x)                 where there are both
+    g = a_1 S softmax(W_s x)             the S shared heads, used by all tokens
+    g = a_2 K top_K(softmax(W_r x))      the routed heads, of which a token uses the K best; sums to K
+    a = 2 softmax(W_a x)                 if there are both
 
-As in the authors' code one shared head has the weight a_1, and without routed heads the shared ones have S softmax(W_s
-x). All heads are computed: what a token does not choose is multiplied by 0. In training the product of how often a head
-is chosen and of its mean weight is a loss, so that all heads are used: the mean over the layers of a model.
+As in the authors' code, a single shared head has the weight a_1, and without routed heads the shared ones have S
+softmax(W_s x). All heads are computed; those that a token does not choose are multiplied by 0. In training, a
+load-balancing loss, the product of how often a head is chosen and of its mean weight, encourages the use of all heads;
+it is averaged over the layers of a model.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from layers.tokens import Tokens
 
 
 class HeadMixture(ProjectedAttention):
-    """Base of attention whose heads each token weighs, and of which it has some.
+    """Base class of attention in which each token weights the heads and uses only some of them.
 
-    Its constructor calls :meth:`mix_heads`, and its core :meth:`weighed` and :meth:`report_load`.
+    The constructor of a subclass calls :meth:`mix_heads`, and its core :meth:`weighed` and :meth:`report_load`.
 
-    Parameters: ``shared_gate``, ``routed_gate``, ``balance`` (linear, no bias), W_s, W_r and W_a, where there are
-    several shared heads, routed ones, and both.
+    Parameters: ``shared_gate``, ``routed_gate``, ``balance`` (linear, no bias), W_s, W_r and W_a, if there are several
+    shared heads, routed heads, and both, respectively.
     """
 
     aux_losses: ClassVar[dict[str, float]] = {"load_balance": 0.01}
@@ -39,18 +40,19 @@ class HeadMixture(ProjectedAttention):
     def mix_heads(
         self, features: int, shared: int | None, chosen: int | None, depth: int, options: HeadOptions
     ) -> None:
-        """Makes the gates: of ``shared`` heads that all tokens have, and of ``chosen`` of the others; where neither is
-        given, all heads are had as they are. ``depth`` is how many layers have the loss.
+        """Creates the gates for ``shared`` heads, which all tokens use, and for ``chosen`` of the routed ones; if
+        neither is given, all heads are used unweighted. ``depth`` is the number of layers over which the loss is
+        averaged.
 
         Raises:
-          ValueError: more heads than there are, or none.
+          ValueError: more heads than ``num_heads``, or none.
         """
         heads, self.depth = self.num_heads, depth
         self.mixed = shared is not None or chosen is not None
         self.shared, self.chosen = shared, chosen = shared or 0, chosen or 0
         if self.mixed and not (0 <= shared <= heads and 0 <= chosen <= heads - shared and shared + chosen > 0):
             raise ValueError(
-                f"of {heads} heads {shared} shared ones and {chosen} of the others can't be had: give shared= up to "
+                f"{shared} shared and {chosen} routed heads can't be chosen from {heads} heads: give shared= up to "
                 f"{heads}, and chosen= up to the rest"
             )
         made = {"use_bias": False, **of_projections(options)}
@@ -59,16 +61,17 @@ class HeadMixture(ProjectedAttention):
         self.balance = Linear(features, 2, **made) if shared and chosen else None
 
     def weighed(self, found: jax.Array, x: jax.Array) -> jax.Array:
-        """What heads ``found`` (batch, length, num_heads, head_dim) for tokens ``x``, by the heads' weights."""
+        """Head outputs ``found`` (batch, length, num_heads, head_dim) of tokens ``x``, times the weights of the heads.
+        """
         return found * self.gates(x)[..., None].astype(found.dtype) if self.mixed else found
 
     def report_load(self, x: jax.Array, mask: jax.Array | None) -> None:
-        """Sows the loss, where there are routed heads and somebody collects it."""
+        """Sows the load-balancing loss, if there are routed heads and the loss is being collected."""
         if self.routed_gate is not None and self.sowing(AuxLoss, "load_balance"):
             self.sow(AuxLoss, "load_balance", self._load(x, mask) / self.depth)
 
     def gates(self, x: jax.Array) -> jax.Array:
-        """Float32 (batch, length, num_heads): the weights of the heads of tokens ``x`` (batch, length, features)."""
+        """Weights g of the heads, float32 (batch, length, num_heads), for tokens ``x`` (batch, length, features)."""
         shape, rest = (*x.shape[:2], self.shared), self.num_heads - self.shared - self.chosen
         of_shared = jnp.ones(shape, jnp.float32)
         if self.shared_gate is not None:
@@ -85,12 +88,12 @@ class HeadMixture(ProjectedAttention):
         return jnp.concatenate([of_shared, of_routed], -1)
 
     def _best(self, weights: jax.Array) -> jax.Array:
-        """Bool of the shape of ``weights``, (..., heads): the ``chosen`` largest, of equal ones the first."""
+        """Bool of the shape of ``weights``, (..., heads): True for the ``chosen`` largest, ties broken by order."""
         chosen = jax.lax.top_k(weights, self.chosen)[1]
         return jnp.any(jax.nn.one_hot(chosen, weights.shape[-1], dtype=bool), axis=-2)
 
     def _load(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """R sum_h (mean weight) (share of the tokens that choose it) over the R routed heads; K if all are alike."""
+        """R sum_h (mean weight) (fraction of tokens that choose h) over the R routed heads; K if balanced."""
         assert self.routed_gate is not None
         weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
         real = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
@@ -101,7 +104,7 @@ class HeadMixture(ProjectedAttention):
 
 @register_mixer("mixture_of_heads")
 class MixtureOfHeads(HeadMixture, MultiHeadAttention):
-    """Softmax attention whose heads each token weighs, and of which it has some.
+    """Softmax attention in which each token weights the heads and uses only some of them.
 
     Parameters: those of :class:`MultiHeadAttention` and of :class:`HeadMixture`.
     """
@@ -118,13 +121,13 @@ class MixtureOfHeads(HeadMixture, MultiHeadAttention):
         **options: Unpack[AttentionOptions],
     ):
         """Args:
-          shared: S, heads that all tokens have; a quarter of all by default. They are the first ones.
-          chosen: K, heads that a token has of the others; half of these by default.
-          depth: layers of the model, over which the loss is a mean.
-          options: as of :class:`MultiHeadAttention`.
+          shared: S, number of heads that all tokens use, the first ones; default a quarter of all.
+          chosen: K, number of the other heads that a token uses; default half of them, rounded up.
+          depth: number of layers of the model, over which the loss is averaged.
+          options: as in :class:`MultiHeadAttention`.
 
         Raises:
-          ValueError: more heads than there are, or none.
+          ValueError: more heads than ``num_heads``, or none.
         """
         super().__init__(features, **options)
         shared = self.num_heads // 4 if shared is None else shared

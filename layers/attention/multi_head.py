@@ -1,4 +1,4 @@
-"""Softmax attention: Attention Is All You Need (Vaswani et al., 2017), eq. 1, and what later models added to it.
+"""Softmax attention: Attention Is All You Need (Vaswani et al., 2017, arXiv:1706.03762), eq. 1, with later additions.
 
 Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
 """
@@ -28,25 +28,25 @@ from pallas_kernels import attention, attention_weights, merge
 from pallas_kernels.attention.masks import Mask, Score
 
 Pair = tuple[jax.Array | None, jax.Array | None]
-"""What is known of queries and of keys."""
+"""A value for the queries and one for the keys."""
 
 
 @functools.cache
 def soft_cap(cap: float) -> Callable[..., jax.Array]:
-    """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are
-    compiled for a function.
+    """The score function ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118). It is cached, because programs are compiled
+    per function object.
     """
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
 
 def _places(q: jax.Array, k: jax.Array, positions: Pair) -> tuple[jax.Array, jax.Array]:
-    """Positions of queries and keys, from 0 on where they are not known."""
+    """Positions of queries and keys; 0, 1, ... if not given."""
     of_q, of_k = (default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
     return of_q, of_k
 
 
 class AttentionOptions(GroupedHeadOptions, total=False):
-    """Options of :class:`MultiHeadAttention` that subclasses hand on which change what is asked and offered alone."""
+    """Options of :class:`MultiHeadAttention` for subclasses that change only queries, keys, values or head outputs."""
 
     causal: bool
     window: int | None
@@ -58,10 +58,10 @@ class AttentionOptions(GroupedHeadOptions, total=False):
 
 @register_mixer("attention")
 class MultiHeadAttention(ProjectedAttention):
-    """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
+    """Multi-head softmax (or sigmoid) attention: self-attention, or cross-attention to a context.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*``, ``relative.*`` where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``logit_scale``,
+    ``sinks``, ``persistent``, ``bias.*``, ``relative.*`` if enabled.
     """
 
     supports_causal = True
@@ -90,33 +90,35 @@ class MultiHeadAttention(ProjectedAttention):
     ):
         """Args:
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
-          visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as
-            ``masks.segments(64)``, whose blocks alone are computed.
-          score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
-          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "fire", "kerple",
-            "keys" (Shaw et al.), "learned", "universal", ``{"name": ..., **options}``, or a callable
-            (:mod:`layers.attention.relative`).
-          bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
-          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``:
-            with ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
-          sinks: a learned extra logit a head in the softmax's denominator.
-          persistent: learned tokens that every query attends to, whatever the window; they have no position.
+          visible: mask over positions in addition to ``window``: one of :mod:`pallas_kernels.masks` such as
+            ``masks.segments(64)``. Only its visible blocks are computed.
+          score: score function of :func:`pallas_kernels.attention`, applied to the scaled logits, such as
+            ``soft_cap(50.0)``.
+          relative: relative position bias: "alibi", "buckets" (T5), "fire", "kerple", "keys" (Shaw et al.), "learned",
+            "universal", ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
+          bias: callable that takes ``num_heads`` and ``rngs`` and returns a module ``(query_positions, key_positions)
+            -> bias`` of the logits.
+          logit_scale: initial value of a learned scale of the logits per head, at most 100, that replaces ``scale``;
+            with ``qk_norm="unit"`` this is cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
+          sinks: whether the softmax's denominator has an extra learned logit per head.
+          persistent: number of learned tokens that every query attends to, regardless of the window; they have no
+            position.
           normalize: "softmax", "sigmoid" or "none".
-          logit_bias: added to all scores of sigmoid weights: -log(n) for training at length n, so that the weights of a
-            query sum to about 1 at first (Ramapuram et al., 2024, arXiv:2409.04431, section 3.1). A softmax has no use
-            for it.
-          scale: of the scores; default head_dim ** -0.5.
-          value_dim: features of a head of values; default ``head_dim``.
-          context_features: features of the context; makes this cross attention.
-          options: as of :class:`ProjectedAttention`.
+          logit_bias: constant added to all logits of sigmoid attention: -log(n) for training at length n, so that the
+            weights of a query initially sum to about 1 (Ramapuram et al., 2024, arXiv:2409.04431, section 3.1). It
+            would not change a softmax.
+          scale: factor of the logits q . k; default head_dim ** -0.5.
+          value_dim: features of a value head; default ``head_dim``.
+          context_features: features of the context; makes this cross-attention.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions
-            of the scores, or persistent tokens with a score, or for sigmoid or cross attention, or a bias of
-            all logits of a softmax.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads; both ``scale`` and
+            ``logit_scale``; two score functions; persistent tokens with ``score``, ``relative``, cross-attention or
+            weights other than softmax; ``logit_bias`` with a softmax.
         """
         if scale is not None and logit_scale is not None:
-            raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
+            raise ValueError("scale= is a fixed scale of the logits and logit_scale= a learned one: give one of them")
         if logit_bias is not None and normalize == "softmax":
             raise ValueError(f"logit_bias={logit_bias} changes no softmax: leave it out, or give normalize='sigmoid'")
         if persistent and (
@@ -162,7 +164,7 @@ class MultiHeadAttention(ProjectedAttention):
         return self.finish(self.attend(q, k, v, x, mask=tokens.context_mask))
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
+        # Positions start at 0 unless given; grid positions have no order, so masks ignore them.
         ordered = tokens.ordered_positions
         ids = tokens.segment_ids
         sees_places = any(part is not None for part in (self.bias, self.score, self.visible))
@@ -184,7 +186,7 @@ class MultiHeadAttention(ProjectedAttention):
         """A cache of ``max_length`` tokens, or of the window if that is shorter.
 
         Raises:
-          ValueError: bidirectional attention, or no capacity given, or cross attention without context.
+          ValueError: bidirectional attention, no capacity given, or cross-attention without a context.
         """
         if self.cross:
             if context is None:
@@ -235,10 +237,11 @@ class MultiHeadAttention(ProjectedAttention):
     def read(
         self, new: Mapping[str, jax.Array], tokens: Tokens, state: Any, after: Continuation
     ) -> tuple[Any, Any, Pair]:
-        """Stores what new tokens have, (batch, new, ...) by field of the cache ``state``.
+        """Stores entries of new tokens, (batch, new, ...) by field of the cache ``state``.
 
         Returns:
-          The new state, a cache of all that these tokens attend to, and the documents of both where they are known.
+          The new state; a cache of all tokens that the new ones attend to; the documents of the new tokens and of the
+          cached ones, if known.
         """
         return state.read(new, tokens, after, self.window)
 
@@ -262,12 +265,12 @@ class MultiHeadAttention(ProjectedAttention):
         added: jax.Array | None = None,
         **further: Any,
     ) -> jax.Array:
-        """What the heads of ``q`` find among ``k`` and ``v``.
+        """The head outputs (batch, queries, num_heads, value_dim) for queries ``q``, keys ``k`` and values ``v``.
 
         Args:
-          x: the tokens that ask.
-          mask, positions, segments, added: as of :meth:`asked`.
-          further: is asked of the op besides.
+          x: the tokens of the queries, (batch, queries, features).
+          mask, positions, segments, added: as in :meth:`asked`.
+          further: further options of :func:`pallas_kernels.attention`.
         """
         options = self.asked(q, k, mask=mask, positions=positions, segments=segments, added=added) | further
         if self.sowing(Diagnostic, "attention"):
@@ -290,12 +293,12 @@ class MultiHeadAttention(ProjectedAttention):
         segments: Pair = (None, None),
         added: jax.Array | None = None,
     ) -> dict[str, Any]:
-        """What is asked of the attention op, beside queries, keys and values.
+        """Options for :func:`pallas_kernels.attention`.
 
         Args:
           mask: bool (batch, keys), True = real.
-          positions, segments: of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
-          added: (batch, keys, num_heads), to the scores of each key.
+          positions, segments: those of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
+          added: (batch, keys, num_heads), added to the logits of each key.
         """
         batch, window, bias = q.shape[0], None, None
         if self.window is not None:
@@ -312,7 +315,7 @@ class MultiHeadAttention(ProjectedAttention):
             for t, p in zip((q, k), positions, strict=True)
         ]
         if self.visible is not None and mask is not None:
-            # The op takes one of the two: padding is a document of its own.
+            # The op takes only one of the two masks: padding becomes a document of its own.
             own, theirs = (
                 jnp.zeros((1, t.shape[1]), jnp.int32) if ids is None else ids
                 for t, ids in zip((q, k), segments, strict=True)

@@ -20,13 +20,13 @@ from pallas_kernels import neighborhood_attention
 
 @register_mixer("neighborhood")
 class NeighborhoodAttention(ProjectedAttention):
-    """Attention of each token of a map to the window around it; at borders windows move inward.
+    """Attention of each token of a map to the window around it; at borders the window shifts inward.
 
-    A map that is smaller than the window, or than the window stretched by the dilation, is seen as far as it reaches.
-    Windows of a sequence are those of :class:`MultiHeadAttention` (``window=``).
+    On a map smaller than the (dilated) window, the window shrinks to the map. For windows of a sequence use
+    :class:`MultiHeadAttention` (``window=``).
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias`` (heads, 2 window - 1, 2 window - 1) where
-      asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias`` (heads, 2 window - 1, 2 window - 1) if
+    enabled.
     """
 
     layouts = ("grid",)
@@ -45,15 +45,15 @@ class NeighborhoodAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          window, stride, dilation: along each axis, as of :func:`pallas_kernels.neighborhood_attention`.
-          bias: whether offsets have a learned bias.
-          options: as of :class:`ProjectedAttention`.
+          window, stride, dilation: along each axis, as in :func:`pallas_kernels.neighborhood_attention`.
+          bias: whether to add a learned bias per offset.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or a stride that does not fit the window or its bias.
         """
         if not 1 <= stride <= window or (bias and stride > 1):
-            raise ValueError(f"a stride is 1 to the window's {window} tokens, and 1 with a bias; got {stride}")
+            raise ValueError(f"a stride is between 1 and window={window}, and 1 with a bias; got {stride}")
         super().__init__(features, **options)
         shape = (self.num_heads, 2 * window - 1, 2 * window - 1)
         self.bias = parameter(truncated_normal(0.02), shape, options) if bias else None

@@ -3,14 +3,15 @@ arXiv:2005.09561), section 4.
 
     w_ij = g (s_ij - m_i) / (sd_i + 1e-3) + b        s_ij = q_i . k_j / sqrt(d)        y_i = sum_j w_ij v_j
 
-with the mean m_i and the standard deviation sd_i of the scores of a query, and g and b of each head. The weights may be
-negative. The paper computes all scores. None is needed: with sums over the keys seen,
+with the mean m_i and the standard deviation sd_i of the logits of a query, and learned g and b per head. The weights
+may be negative. The paper computes all logits, which is not needed: with c the number of visible keys and sums over
+them,
 
     c m_i = q_i . sum k_j        c (sd_i^2 + m_i^2) = q_i (sum k_j k_j^T) q_i
     y_i = [g q_i / sd, b - g m / sd] . sum [k_j, 1] v_j^T
 
-so that it is linear attention twice, and a state of fixed size is all that is kept of the past. Keys are taken less the
-first of their document, which changes no weight: keys that are alike would lose their differences in the sums.
+so it is two linear attentions with a state of fixed size. The first key of the document is subtracted from all keys;
+this changes no weight and avoids cancellation in the sums if keys are nearly equal.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ EPSILON = 1e-3
 
 @register_mixer("normalized_attention")
 class NormalizedAttention(SummedAttention):
-    """Attention whose weights are its scores, normalized to a mean and a standard deviation.
+    """Attention whose weights are the logits, standardized per query, without a softmax.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_norm``, ``key_norm`` where asked for, and
-    ``gain`` and ``shift`` (heads,).
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``gain`` and ``shift`` (heads,), g and b, and
+    ``query_norm``, ``key_norm`` if enabled.
     """
 
     paper = (169,)
@@ -46,14 +47,14 @@ class NormalizedAttention(SummedAttention):
         self, features: int, *, causal: bool = False, shift: float = 0.0, **options: Unpack[RotaryHeadOptions]
     ):
         """Args:
-        shift: initial value of b. With 0, the paper's, the weights of a query sum to 0 at first.
-        options: as of :class:`ProjectedAttention`.
+        shift: initial value of b. With 0, as in the paper, the weights of a query initially sum to 0.
+        options: as in :class:`ProjectedAttention`.
         """
         super().__init__(features, causal=causal, **options)
         self.gain, self.shift = (parameter(constant(value), (self.num_heads,), options) for value in (1.0, shift))
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of u u^T, and of u v^T, u being k and a 1; and the key that is taken from all."""
+        """Sums of u u^T and of u v^T with u = [k, 1]; and the key that is subtracted from all."""
         heads, width = self.num_heads, self.head_dim
         return {"keys": (heads, width + 1, width + 1), "values": (heads, width + 1, width), "first": (heads, width)}
 
@@ -76,7 +77,7 @@ class NormalizedAttention(SummedAttention):
         seen = count.astype(wide)[..., None]
         mean = products[..., -1] / seen
         variance = jnp.sum(products[..., :-1] * q, -1) / seen - mean**2
-        # Of equal scores it is 0, where the root has no slope.
+        # Equal logits have variance 0, where the square root has no gradient.
         spread = variance > 0
         deviation = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0) + EPSILON
         gain, shift = widened(self.gain[...]) / deviation, widened(self.shift[...])
@@ -85,8 +86,8 @@ class NormalizedAttention(SummedAttention):
 
 
 def _first(k: jax.Array, begins: jax.Array | None, before: jax.Array | None = None) -> jax.Array:
-    """The first key of each token's document, of the shape of ``k`` (batch, length, heads, head_dim) or with a length
-    of 1; ``before`` is that of the document that goes on, (batch, heads, head_dim).
+    """The first key of each token's document, with the shape of ``k`` (batch, length, heads, head_dim) or length 1;
+    ``before`` is that of the document being continued, (batch, heads, head_dim).
     """
     given = k[:, :1] if before is None else before[:, None]
     if begins is None:

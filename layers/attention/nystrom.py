@@ -3,13 +3,12 @@
 
     Y = softmax(Q K~^T) softmax(Q~ K~^T)^+ softmax(Q~ K^T) V + DWC(V)                logits / sqrt(d)
 
-Q~ and K~, the landmarks, are means of queries and of keys over equal parts of the sequence. The pseudo-inverse is that
-of 6 steps, starting with A^T / max column sum,
+Q~ and K~, the landmarks, are means of queries and of keys over equal segments of the sequence. The pseudo-inverse is
+computed by 6 iterations that start from A^T / max column sum,
 
     Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4
 
-and DWC a depth-wise convolution of values over time, one kernel for all features of a head. The cost is tokens times
-landmarks.
+DWC is a depth-wise convolution of the values over time with one kernel per head. The cost is tokens times landmarks.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ from pallas_kernels import attention, depthwise_convolution
 
 
 class ValueConvolution(Module):
-    """Depth-wise convolution over time, one kernel for all features of a head; ``kernel`` (size, 1, 1, heads)."""
+    """Depth-wise convolution over time with one kernel per head, shared by its features; ``kernel`` (size, 1, 1,
+    heads).
+    """
 
     def __init__(self, num_heads: int, kernel_size: int, **options: Unpack[LayerOptions]):
         self.kernel = parameter(variance_scaling(1 / 3, "fan_in", "uniform"), (kernel_size, 1, 1, num_heads), options)
@@ -42,14 +43,14 @@ class ValueConvolution(Module):
 
 @register_mixer("nystrom_attention")
 class NystromAttention(ProjectedAttention):
-    """Softmax attention of low rank, by way of a few landmarks.
+    """Low-rank approximation of softmax attention through a few landmarks.
 
-    The parts of a row are of its real tokens, and differ by one token at most where the landmarks do not divide them:
-    padding changes nothing. A row of no more tokens than landmarks has its tokens for landmarks, and is attended to
-    exactly. It is bidirectional only: each landmark is a mean over tokens before and after a query.
+    A row's segments divide its real tokens and differ by at most one token if the landmarks do not divide their number:
+    padding changes nothing. A row with no more tokens than landmarks uses its tokens as landmarks, and its attention is
+    exact. The mixer is bidirectional only: each landmark is a mean over tokens before and after a query.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``conv.kernel`` (kernel_size, 1, 1, heads) where there
-      is one.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``conv.kernel`` (kernel_size, 1, 1, heads) if there
+    is a convolution.
     """
 
     weighs_values = True
@@ -68,14 +69,15 @@ class NystromAttention(ProjectedAttention):
           landmarks: parts of a row; 0 is attention to all tokens, what transformers computes of released models, whose
             files set the length to be averaged over to the number of landmarks.
           kernel_size: tokens of the convolution, an odd number; None for none.
-          steps: of the pseudo-inverse.
-          inverse: whose column sums the pseudo-inverse starts from: "matrix", each one's own, or "batch", the largest
-            of all heads and rows, as in the authors' code: a row's output then depends on the others'.
-          options: as of :class:`ProjectedAttention`.
+          steps: iterations of the pseudo-inverse.
+          inverse: column sums from which the pseudo-inverse starts: "matrix", each matrix's own, or "batch", the
+            largest over all heads and rows, as in the authors' code, which makes a row's output depend on the other
+            rows.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, negative landmarks, no steps, a kernel without a middle, or
-            an unknown way to start.
+          ValueError: features not divisible by num_heads, negative landmarks, no steps, an even kernel size, or an
+            unknown ``inverse``.
         """
         if landmarks < 0 or steps < 1 or inverse not in ("matrix", "batch") or (kernel_size or 1) % 2 == 0:
             raise ValueError(
@@ -124,7 +126,9 @@ class NystromAttention(ProjectedAttention):
         return attention(q, keys, found, mask=_of_keys(there))
 
     def _inverse(self, a: jax.Array, exact: jax.Array) -> jax.Array:
-        """The pseudo-inverse of (batch, heads, landmarks, landmarks); where ``exact``, of identities, it is one."""
+        """The pseudo-inverse of (batch, heads, landmarks, landmarks); ``exact`` marks rows whose matrix is the
+        identity.
+        """
         columns = a.sum(-2).max(-1)[..., None, None]
         if self.inverse == "batch":
             columns = jnp.where(exact[:, None, None], 1, jnp.where(exact[:, None, None], 0, columns).max())

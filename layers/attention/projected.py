@@ -1,9 +1,8 @@
-"""What all attention has in common: heads of queries, keys and values, a core that mixes them, and the output
-projection.
+"""The common part of all attention: query, key and value heads, a core that mixes them, and the output projection.
 
     q, k, v = heads(W_q x), heads(W_k x), heads(W_v x)        y = W_o core(q, k, v)
 
-A new kind of attention is a subclass whose method ``core`` is its equation.
+A new kind of attention is a subclass that implements its equation in ``core``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ KERNEL_INIT = truncated_normal(0.02)
 
 
 class HeadOptions(LayerOptions, total=False):
-    """Options of :class:`ProjectedAttention` that any core can do with: subclasses hand them on."""
+    """Options of :class:`ProjectedAttention` that every core supports; subclasses pass them on."""
 
     num_heads: Required[int]
     use_bias: bool
@@ -39,7 +38,7 @@ class HeadOptions(LayerOptions, total=False):
 
 
 class RotaryHeadOptions(HeadOptions, total=False):
-    """Those that a core can do with whose heads may have any size, be turned and be normalized."""
+    """Options for cores that support any head size, rotary embeddings, and normalized queries and keys."""
 
     head_dim: int | None
     rotary: Rotary | Mapping[str, Any] | float | None
@@ -47,31 +46,33 @@ class RotaryHeadOptions(HeadOptions, total=False):
 
 
 class GroupedHeadOptions(RotaryHeadOptions, total=False):
-    """Those that a core can do with whose keys and values may also have fewer heads than queries."""
+    """Options for cores that also support fewer key and value heads than query heads."""
 
     num_kv_heads: int | None
 
 
 def of_projections(options: HeadOptions) -> dict[str, Any]:
-    """Of the options of a mixer, those of the layers beside its projections that begin as they do."""
+    """The subset of a mixer's options for further layers with the same initializer and dtypes as its projections."""
     return {"kernel_init": options.get("kernel_init", KERNEL_INIT), **of_layers(options)}
 
 
 class ProjectedAttention(Mixer):
-    """Base of mixers that project tokens to heads of queries, keys and values.
+    """Base class of mixers that project tokens to query, key and value heads.
 
-    A subclass hands on the options that its core can do with (:class:`HeadOptions` and what extends it) as
-    ``**options``. It gives :meth:`core`, and where it is causal ``init_state``, whose state has the fields
-    ``length`` and ``segment`` of :func:`layers.tokens.continued`, and :meth:`core_next`. As a mixer it declares what it
-    honors, its layouts and its cost, and its parameters lie beside those of the projections. A core of grids (layouts
-    "grid" and "image") is given their tokens in row-major order, with ``tokens.grid`` known.
+    A subclass passes on the options that its core supports (:class:`HeadOptions` or an extension of it) as
+    ``**options``. It implements :meth:`core` and, if it is causal, :meth:`core_next` and ``init_state``, whose state
+    has the fields ``length`` and ``segment`` of :func:`layers.tokens.continued`. Like every mixer it declares the
+    fields that it honors, its layouts and its complexity; its own parameters stand beside those of the projections. A
+    core for grids (layouts "grid" and "image") receives their tokens in row-major order, with ``tokens.grid`` set.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` with ``qk_norm``.
 
     Attributes:
-      projects_values: values are linear in the tokens; else heads of the tokens themselves, and there is no ``value``.
-      weighs_values: ``core`` is a matrix of weights for each head, times the values. Such a class need not report its
-        weights ("attention"): where somebody collects them, they are what becomes of unit vectors in place of values.
+      projects_values: whether values are projected from the tokens; if not, they are the tokens themselves, split into
+        heads, and there is no ``value``.
+      weighs_values: whether ``core`` multiplies the values of each head by a matrix of weights. Such a class need not
+        report the diagnostic "attention" itself: if it is collected, the weights are found by passing unit vectors as
+        values.
     """
 
     projects_values: ClassVar[bool] = True
@@ -99,17 +100,17 @@ class ProjectedAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
-            (grouped-query attention); features of a head (default features / num_heads).
-          value_dim: features of a head of values (default head_dim).
+          num_heads, num_kv_heads, head_dim: number of query heads; number of key and value heads, which divides it
+            (grouped-query attention; default num_heads); features of a head (default features / num_heads).
+          value_dim: features of a value head (default head_dim).
           rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none.
-            1-D or 2-D as the positions are.
-          qk_norm: norm of each query and key head.
-          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they
-            differ.
-          context_features: features of what keys and values are projected from, where that is not x itself.
-          dropout: of the output.
-          kernel_init, query_init: of all projections, and of that of queries where it differs.
+            It is 1-D or 2-D like the positions.
+          qk_norm: norm applied to each query and key head.
+          use_bias, key_bias, out_bias: whether the projections have biases; ``key_bias`` and ``out_bias`` override
+            ``use_bias`` for the key and output projections.
+          context_features: features of the context from which keys and values are projected, if that is not x itself.
+          dropout: dropout rate of the output.
+          kernel_init, query_init: initializer of all projections, and one that overrides it for the query projection.
 
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads.
@@ -149,21 +150,21 @@ class ProjectedAttention(Mixer):
         Args:
           q: (batch, length, num_heads, head_dim).
           k, v: (batch, length, num_kv_heads, head_dim), v with value_dim features where the mixer takes that option.
-          x: (batch, length, features), what they are projections of; what is padding is finite.
-          tokens: what is known of them.
+          x: (batch, length, features), the input of the projections; padding is finite.
+          tokens: mask, positions and segments of the tokens.
 
         Returns:
-          What the heads found, (batch, length, num_heads * value_dim) or with the heads apart.
+          The head outputs, (batch, length, num_heads * value_dim) or (batch, length, num_heads, value_dim).
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it makes of queries, keys and values")
+        raise NotImplementedError(f"{type(self).__name__} does not implement core")
 
     def core_next(
         self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
     ) -> tuple[jax.Array, Any]:
-        """:meth:`core` for tokens that are read after those in ``state``, and the state after them.
+        """:meth:`core` for tokens that follow those in ``state``; returns the head outputs and the new state.
 
         Args:
-          after: the positions of the tokens, and the state's ``length`` and ``segment`` after them.
+          after: the positions of the new tokens, and the state's ``length`` and ``segment`` after them.
         """
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
@@ -181,7 +182,7 @@ class ProjectedAttention(Mixer):
         return self.finish(self.core(q, k, v, x, tokens)).reshape(shape)
 
     def _weights_of_units(self, q: jax.Array, k: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        """Float32 (batch, heads, length, length): the weights of the values in what heads find."""
+        """Attention weights, float32 (batch, heads, length, length), found by passing unit vectors as values."""
         (batch, length, heads, width), kv_heads = q.shape, k.shape[2]
         pieces = -(-length // width)
         units = jnp.eye(length, pieces * width, dtype=jnp.float32).reshape(length, pieces, width)
@@ -202,17 +203,17 @@ class ProjectedAttention(Mixer):
         return self.finish(y), state
 
     def places(self, tokens: Tokens, length: int) -> jax.Array:
-        """Where tokens are for a rotary embedding: rows and columns in a grid whose positions are not given."""
+        """Positions for the rotary embedding: those of ``tokens``, by default rows and columns in a grid."""
         stretched = None if self.rotary is None else self.rotary.grid
         places = tokens.grid_places(length, stretched) if tokens.positions is None else None
         return tokens.places(length) if places is None else places
 
     def queries(self, x: jax.Array, places: jax.Array | None) -> jax.Array:
-        """Query heads (batch, length, num_heads, head_dim) of tokens that are at ``places``; None: 0, 1, 2, ..."""
+        """Query heads (batch, length, num_heads, head_dim) of tokens at positions ``places``; None: 0, 1, 2, ..."""
         return self._turned(self.query_heads(x), places)
 
     def keys_and_values(self, x: jax.Array, places: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Key and value heads (batch, length, num_kv_heads, head_dim) of tokens that are at ``places``."""
+        """Key and value heads (batch, length, num_kv_heads, head_dim) of tokens at positions ``places``."""
         k, v = self.key_value_heads(x)
         return self._turned(k, places), v
 
@@ -234,6 +235,6 @@ class ProjectedAttention(Mixer):
         return self.rotary(heads, default_positions(heads.shape[1]) if places is None else places)
 
     def finish(self, y: jax.Array) -> jax.Array:
-        """The output (batch, length, features) for what the heads found."""
+        """The output (batch, length, features), given the head outputs."""
         y = self.out(y.reshape(*y.shape[:2], -1))
         return y if self.dropout is None else self.dropout(y)

@@ -1,12 +1,12 @@
 """Rank-augmented linear attention: Breaking the Low-Rank Dilemma of Linear Attention (Fan, Huang, He, CVPR 2025,
 arXiv:2411.07635).
 
-    a = n softmax_j(mean_i(phi(q_i)) . phi(k_j) / sqrt(d))                    how much of each key is kept
+    a = n softmax_j(mean_i(phi(q_i)) . phi(k_j) / sqrt(d))                    the weight of each key
     y_i = R phi(q_i) sum_j (R a_j phi(k_j)) v_j^T / n / (phi(q_i) . mean_j(a_j phi(k_j)) + 1e-6)
     out = W_o ((y + C(v)) * W_g x)
 
-with phi = elu + 1, n tokens, R a rotation by row and column and C a depth-wise 5x5 convolution. The gate W_g x has no
-activation. RAVLT's small maps have softmax(R q (R k)^T / sqrt(d)) v for y, with the same convolution and gate.
+with phi = elu + 1, n tokens, R a rotary embedding by row and column and C a depth-wise 5x5 convolution. The gate W_g x
+has no activation. On small maps RAVLT uses y = softmax(R q (R k)^T / sqrt(d)) v with the same convolution and gate.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pallas_kernels import attention, linear_attention
 
 @register_mixer("rala")
 class RankAugmentedLinearAttention(ProjectedAttention):
-    """Linear attention of a map whose keys are weighed by what the mean query asks for, and whose output is gated.
+    """Linear attention on a map whose keys are weighted by the attention of the mean query, with a gated output.
 
-    Masked tokens are left out of all sums and means.
+    Masked tokens are excluded from all sums and means.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and ``enhancement``, the convolution C.
     """
@@ -41,9 +41,9 @@ class RankAugmentedLinearAttention(ProjectedAttention):
 
     def __init__(self, features: int, *, softmax: bool = False, epsilon: float = 1e-6, **options: Unpack[HeadOptions]):
         """Args:
-          softmax: attention by softmax in place of the linear one, for small maps.
+          softmax: use softmax attention instead of linear attention, for small maps.
           epsilon: added to the sum of the weights.
-          options: as of :class:`ProjectedAttention`.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads.
@@ -52,7 +52,7 @@ class RankAugmentedLinearAttention(ProjectedAttention):
         self.gate = Linear(features, features, use_bias=options.get("use_bias", True), **of_projections(options))
         self.enhancement = DepthwiseConv(features, 5, **of_layers(options))
         self.feature_map = create_feature_map("elu+1", self.head_dim, rngs=options["rngs"])
-        # Queries and keys turn after the feature map, and unturned ones are needed too.
+        # Queries and keys are rotated after the feature map, and the unrotated ones are needed too.
         self.turn = Rotary(interleaved=True, endpoint=True)
         self.softmax, self.epsilon = softmax, epsilon
 
@@ -73,7 +73,7 @@ class RankAugmentedLinearAttention(ProjectedAttention):
         return (y.reshape(x.shape) + local.reshape(x.shape)) * self.gate(x)
 
     def _linear(self, q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Sums over tokens, means and quotients are at least float32."""
+        """The linear form of y; sums over tokens, means and quotients are at least float32."""
         real = jnp.ones((1, q.shape[1]), bool) if mask is None else mask
         wide = jnp.promote_types(v.dtype, jnp.float32)
         count = jnp.maximum(jnp.sum(real, 1), 1).astype(wide)[:, None, None]

@@ -1,4 +1,4 @@
-"""What the distance of a query and a key does to their score, by name.
+"""Relative position biases: how the distance between a query and a key changes their logit, by name.
 
     alibi     s - slope_h |i - j|                         Press et al., 2022 (arXiv:2108.12409)
     learned   s + b_h[clip(j - i)]
@@ -10,7 +10,7 @@
     universal s + b_h[clip(j - i)], and weights w_ij c_h[clip(j - i)]   URPE: Luo et al., 2022 (arXiv:2205.13401), eq. 5
 
 Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`, which decides how to
-apply them: but for FIRE no matrix of queries and keys is made.
+apply them: except for FIRE, no matrix of queries and keys is materialized.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ RelativeSpec = str | Mapping[str, Any] | Callable[..., "Relative"]
 
 
 class RelativeOptions(LayerOptions, total=False):
-    """What the modules here are made for; they compute in float32.
+    """Options common to the modules here, which compute in float32.
 
     Keys:
-      num_heads, head_dim, causal: of the attention.
+      num_heads, head_dim, causal: those of the attention.
     """
 
     num_heads: Required[int]
@@ -46,11 +46,11 @@ class RelativeOptions(LayerOptions, total=False):
 
 
 class Relative(Module):
-    """Base of the modules here. Constructors take what is theirs, and :class:`RelativeOptions`.
+    """Base class of the modules here. Constructors take their own options and :class:`RelativeOptions`.
 
     Attributes:
-      scores: it changes the scores by a function, of which there can be only one.
-      sees_places: it depends on where a token is, not on distances alone.
+      scores: it changes the logits by a function, of which the attention op takes only one.
+      sees_places: it depends on absolute positions, not only on distances.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ("table",)
@@ -58,17 +58,17 @@ class Relative(Module):
     sees_places: ClassVar[bool] = False
 
     def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
-        """Arguments of the attention op.
+        """Arguments for :func:`pallas_kernels.attention`.
 
         Args:
-          queries, keys: their positions, int32 (batch or 1, count).
+          queries, keys: positions of the queries and of the keys, int32 (batch or 1, count).
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
 
 
 @dataclasses.dataclass(frozen=True)
 class DistancePenalty:
-    """The score of ALiBi. It compares by value: equal ones share compiled programs."""
+    """The score function of ALiBi. Instances compare by value: equal ones share compiled programs."""
 
     num_heads: int
 
@@ -76,21 +76,21 @@ class DistancePenalty:
         return logits - jnp.exp2(self.exponent(head)).astype(logits.dtype) * abs(q - k).astype(logits.dtype)
 
     def exponent(self, head: Any) -> Any:
-        """The binary logarithm of a head's slope; beyond a power of two heads, every other slope of the next."""
+        """log2 of a head's slope; heads beyond a power of two get every other slope of the next power."""
         power = 2 ** int(math.log2(self.num_heads))
         return jnp.where(head < power, -8.0 * (head + 1) / power, -4.0 * (2 * (head - power) + 1) / power)
 
 
 @dataclasses.dataclass(frozen=True)
 class GridPenalty:
-    """The score less a slope, which ``rows=`` of the attention op gives for each head, times the distance of two tokens
-    of an image.
+    """Subtracts slope * distance of two tokens of an image; the attention op passes the slope of each head as
+    ``rows=``.
 
     Attributes:
       width: columns of the image, whose tokens are in row-major order.
-      metric: "manhattan" (rows and columns apart) or "euclidean".
-      prefix: tokens before those of the image, which are at no distance.
-      rounded: penalties are rounded to bfloat16, as LookHere's authors keep them.
+      metric: "manhattan" (sum of the distances in rows and in columns) or "euclidean".
+      prefix: number of tokens before those of the image; their distance to all tokens is 0.
+      rounded: round penalties to bfloat16, as LookHere's authors store them.
     """
 
     width: int
@@ -109,15 +109,16 @@ class GridPenalty:
 
 
 def _to_bfloat16(x: jax.Array) -> jax.Array:
-    """The nearest numbers of bfloat16, in the dtype they are in: by their bits, for compilers leave out a conversion
-    that is undone at once."""
+    """Rounds to the nearest bfloat16 and keeps the dtype. It works on bits because compilers remove a conversion that
+    is undone at once.
+    """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(x.dtype)
 
 
 class ALiBi(Relative):
-    """A fixed penalty on the score, proportional to distance: slopes are powers of 2^(-8 / heads)."""
+    """A fixed penalty on the logit, proportional to distance: slopes are powers of 2^(-8 / heads)."""
 
     scores = True
 
@@ -129,13 +130,14 @@ class ALiBi(Relative):
 
 
 class LearnedDistances(Relative):
-    """A learned number for each distance up to ``reach`` and head; parameter ``table`` (heads, span), by ascending key
-    - query.
+    """A learned bias for each head and each distance up to ``reach``; parameter ``table`` (heads, span), in ascending
+    order of key position - query position.
     """
 
     def __init__(self, *, reach: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
-        reach: greatest distance with a number of its own; a causal table has none for keys after the query.
+        reach: greatest distance with its own bias; greater ones are clipped. A causal table has no entries for keys
+          after the query.
         """
         self.table = parameter(zeros, (options["num_heads"], _span(reach, options["causal"])), options)
         self.origin = -reach
@@ -145,15 +147,15 @@ class LearnedDistances(Relative):
 
 
 class UniversalDistances(LearnedDistances):
-    """A second number for each distance, by which the weight is multiplied after the softmax, so that the weights of a
-    query no longer sum to 1; parameters ``table``, of zeros, and ``factor``, of ones, (heads, span).
+    """Also a learned factor for each distance that multiplies the weight after the softmax, so that the weights of a
+    query no longer sum to 1; parameters ``table`` (initially 0) and ``factor`` (initially 1), both (heads, span).
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ("table", "factor")
 
     def __init__(self, *, reach: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
-        reach: greatest distance with numbers of its own.
+        reach: greatest distance with its own bias and factor.
         """
         super().__init__(reach=reach, **options)
         self.factor = parameter(ones, self.table.shape, options)
@@ -163,7 +165,7 @@ class UniversalDistances(LearnedDistances):
 
 
 class BucketedDistances(Relative):
-    """A learned number for each bucket of distances and head: half of the buckets hold one distance each, the rest are
+    """A learned bias for each head and bucket of distances: half of the buckets hold one distance each, the rest are
     logarithmic.
 
     Parameter ``table`` (buckets, heads), as T5's ``relative_attention_bias``.
@@ -171,25 +173,24 @@ class BucketedDistances(Relative):
 
     def __init__(self, *, buckets: int = 32, max_distance: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
-          buckets: half of them are for keys after the query, unless attention is causal.
-          max_distance: from which on all distances are in the last bucket.
+          buckets: number of buckets; half of them are for keys after the query, unless attention is causal.
+          max_distance: distance from which all are in the last bucket.
 
         Raises:
-          ValueError: too few buckets for both kinds of distances, or distances that end before the logarithmic buckets
-            begin.
+          ValueError: too few buckets for both kinds, or a ``max_distance`` below the first logarithmic bucket.
         """
         causal = options["causal"]
         exact = buckets // (2 if causal else 4)
         if exact < 1 or max_distance <= exact:
             raise ValueError(
-                f"{buckets} buckets up to a distance of {max_distance}: there must be {2 if causal else 4} buckets,"
-                f" and more than {exact} distances"
+                f"{buckets} buckets up to a distance of {max_distance}: there must be at least {2 if causal else 4} "
+                f"buckets, and max_distance above {exact}"
             )
         self.table = parameter(normal(0.02), (buckets, options["num_heads"]), options)
         self.buckets, self.max_distance, self.causal = buckets, max_distance, causal
 
     def bucket(self, offset: np.ndarray) -> np.ndarray:
-        """The bucket of key position less query position."""
+        """The bucket of each offset, key position - query position; int of the shape of ``offset``."""
         count = self.buckets if self.causal else self.buckets // 2
         after = np.zeros_like(offset) if self.causal else count * (offset > 0)
         distance = np.maximum(-offset, 0) if self.causal else np.abs(offset)
@@ -207,13 +208,13 @@ class BucketedDistances(Relative):
 
 
 class RelativeKeys(Relative):
-    """Learned keys of distances up to ``reach``, which all heads share, beside the tokens' own; parameter ``table``
-    (span, head_dim).
+    """Learned key vectors for distances up to ``reach``, shared by all heads, in addition to the tokens' keys;
+    parameter ``table`` (span, head_dim).
     """
 
     def __init__(self, *, reach: int = 16, **options: Unpack[RelativeOptions]):
         """Args:
-        reach: greatest distance with a key of its own.
+        reach: greatest distance with its own key vector.
         """
         shape = (_span(reach, options["causal"]), options["head_dim"])
         self.table = parameter(truncated_normal(0.02), shape, options)
@@ -225,19 +226,19 @@ class RelativeKeys(Relative):
 
 
 def _span(reach: int, causal: bool) -> int:
-    """Entries of a table of distances up to ``reach``."""
+    """Number of entries of a table of distances up to ``reach``."""
     if reach < 1:
-        raise ValueError(f"reach is the greatest distance that counts, at least 1; got {reach}")
+        raise ValueError(f"reach is the greatest distance with its own entry, at least 1; got {reach}")
     return reach + 1 if causal else 2 * reach + 1
 
 
 LEAST = 0.01
-"""Of Kerple's parameters, as in the authors' code."""
+"""Lower bound of Kerple's parameters, as in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelPenalty:
-    """The score of Kerple, whose numbers ``rows=`` of the attention op gives for each head."""
+    """The score function of Kerple; the attention op passes the parameters of each head as ``rows=``."""
 
     kernel: Literal["log", "power"]
 
@@ -245,14 +246,14 @@ class KernelPenalty:
         distance = abs(q - k).astype(weight.dtype)
         if self.kernel == "log":
             penalty = jnp.log1p(rate * distance)
-        else:  # 0^p has no slope in p
+        else:  # 0^p has no gradient in p
             penalty = jnp.where(distance > 0, jnp.exp(rate * jnp.log(jnp.maximum(distance, 1))), 0)
         return logits - (weight * penalty).astype(logits.dtype)
 
 
 class Kerple(Relative):
-    """A penalty that grows with the logarithm or with a power of distance; parameters ``weight`` r and ``rate`` p
-    (heads,), which count as at least 0.01, and as at most 2 where p is a power.
+    """A penalty that grows with the logarithm or a power of the distance; parameters ``weight`` r and ``rate`` p
+    (heads,). Both are clipped to at least 0.01, and p of the power kernel to at most 2.
     """
 
     undecayed = ("weight", "rate")
@@ -260,10 +261,10 @@ class Kerple(Relative):
 
     def __init__(self, *, kernel: Literal["log", "power"] = "log", **options: Unpack[RelativeOptions]):
         """Args:
-          kernel: "log", which the authors find best, or "power".
+          kernel: "log", the best one according to the authors, or "power".
 
         Raises:
-          ValueError: another kernel.
+          ValueError: an unknown kernel.
         """
         if kernel not in ("log", "power"):
             raise ValueError(f'kernel is "log" or "power", got {kernel!r}')
@@ -280,17 +281,18 @@ class Kerple(Relative):
 
 
 def _within(x: jax.Array, least: float, most: float | None) -> jax.Array:
-    """``x`` within bounds, in float32, with a slope of 1 outside too, so that training can bring it back."""
+    """Clips ``x`` in float32, with a gradient of 1 outside the bounds too, so that training can bring it back."""
     x = widened(x)
     return x + jax.lax.stop_gradient(jnp.clip(x, least, most) - x)
 
 
 class InterpolatedDistances(Relative):
-    """FIRE: an MLP of the distance over the place of the query, both in logarithms; causal attention only.
+    """FIRE: an MLP of log distance over log query position; causal attention only.
 
-    Its scores are a matrix (batch or 1, heads, queries, keys).
+    It materializes a bias of shape (batch or 1, heads, queries, keys).
 
-    Parameters: ``scale`` c, ``threshold`` L, by which the option is multiplied, ``hidden`` and ``out`` (linear).
+    Parameters: ``scale``, c; ``threshold``, a factor of the option: L is their product; ``hidden`` and ``out``
+    (linear).
     """
 
     undecayed = ("scale", "threshold")
@@ -301,13 +303,13 @@ class InterpolatedDistances(Relative):
     ):
         """Args:
           width: hidden features of the MLP.
-          scale, threshold: first values of c and L. The paper's code has 512 for L.
+          scale, threshold: initial values of c and L. The authors' code has 512 for L.
 
         Raises:
-          ValueError: attention to both sides.
+          ValueError: bidirectional attention.
         """
         if not options["causal"]:
-            raise ValueError('relative="fire" divides distances by the place of the query: it needs causal=True')
+            raise ValueError('relative="fire" divides distances by the position of the query: it needs causal=True')
         made = of_layers(options) | {"dtype": jnp.float32}
         self.scale, self.threshold = parameter(constant(scale), (), options), parameter(ones, (), options)
         self.hidden, self.out = Linear(1, width, **made), Linear(width, options["num_heads"], **made)
@@ -316,7 +318,7 @@ class InterpolatedDistances(Relative):
     def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
         scale, threshold = jnp.abs(widened(self.scale[...])), jnp.abs(self.first * widened(self.threshold[...]))
 
-        @jax.checkpoint  # it would keep ``width`` numbers of each pair
+        @jax.checkpoint  # else the backward pass would store ``width`` values per pair
         def scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
             distance = jnp.maximum(queries[:, :, None] - keys[:, None], 0).astype(jnp.float32)
             place = jnp.maximum(threshold, queries.astype(jnp.float32))[..., None]
@@ -338,11 +340,11 @@ KINDS: dict[str, Callable[..., Relative]] = {
 
 
 def create_relative(spec: RelativeSpec, **common: Unpack[RelativeOptions]) -> Relative:
-    """Makes one of the modules.
+    """Creates one of the modules.
 
     Args:
-      spec: a name, ``{"name": ..., **options}``, or a callable that takes ``common``.
-      **common: what it is made for.
+      spec: a name in :data:`KINDS`, ``{"name": ..., **options}``, or a callable that takes ``common``.
+      **common: options of :class:`RelativeOptions`.
 
     Raises:
       ValueError: an unknown name.

@@ -3,9 +3,9 @@
     y_i = sum_{j <= i} softmax_j(((q_i + u) . k_j + q_i . e_{i-j} + w_{i-j}) / sqrt(d)) v_j
     q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
 
-conv is a causal depth-wise convolution of three tokens, with one filter for all heads (Primer, So et al., 2021,
-arXiv:2109.08668); the scores are those of Transformer-XL (Dai et al., 2019, arXiv:1901.02860) with learned vectors e in
-place of sinusoids. The memory of earlier segments that the authors' model reads is the cache here.
+conv is a causal depth-wise convolution over three tokens, with one filter shared by all heads (Primer, So et al., 2021,
+arXiv:2109.08668); the logits are those of Transformer-XL (Dai et al., 2019, arXiv:1901.02860) with learned vectors e
+instead of sinusoids. The cache takes the place of the authors' memory of earlier segments.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ PARTS = ("query", "key", "value")
 
 
 class HeadConvolution(CausalConvolution):
-    """A causal convolution of heads, (batch, length, heads, head_dim), that has one filter of ``head_dim`` for all."""
+    """A causal convolution of heads (batch, length, heads, head_dim) whose filter (head_dim) is shared by all heads."""
 
     def __init__(self, head_dim: int, num_heads: int, kernel_size: int, **options: Any):
-        """Args: as of :class:`CausalConvolution`."""
+        """Args: as in :class:`CausalConvolution`."""
         super().__init__(head_dim, kernel_size, **options)
         self.num_heads, self.features = num_heads, num_heads * head_dim
 
     def of_heads(
         self, heads: jax.Array, tokens: Tokens, state: ConvolutionState | None = None
     ) -> tuple[jax.Array, ConvolutionState | None]:
-        """The heads, and the state where the one before is given."""
+        """The convolved heads, and the new state if ``state`` is given."""
         y, state = self.recur(heads.reshape(*heads.shape[:2], self.features), tokens, state)
         return y.reshape(heads.shape), state
 
@@ -54,14 +54,14 @@ class HeadConvolution(CausalConvolution):
 
 @struct.dataclass
 class ConvolvedCache(AttentionCache):
-    """Keys and values, and what their convolutions and that of queries still see."""
+    """Keys and values, and the convolution states of queries, keys and values by name."""
 
     convolutions: dict[str, ConvolutionState]
 
 
 @register_mixer("relative_convolutional_attention")
 class RelativeConvolutionalAttention(MultiHeadAttention):
-    """Causal softmax attention with convolved queries, keys and values, and learned keys of distances.
+    """Causal softmax attention with convolved queries, keys and values, and learned relative position keys.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear); ``query_convolution``, ``key_convolution``,
     ``value_convolution``; ``content`` u (heads, head_dim); ``distance_key`` e (heads, reach + 1, head_dim) and
@@ -82,15 +82,15 @@ class RelativeConvolutionalAttention(MultiHeadAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          reach: greatest distance with a key of its own; beyond it that of the greatest counts. The authors have 4096.
-          kernel_size: tokens that each convolution sees.
-          head_dim, options: as of :class:`MultiHeadAttention`, with no bias of queries and keys.
+          reach: greatest distance with its own key; greater ones are clipped to it. The authors use 4096.
+          kernel_size: kernel size of the convolutions in tokens.
+          head_dim, options: as in :class:`MultiHeadAttention`, without biases of queries and keys.
 
         Raises:
           ValueError: features not divisible by num_heads, or a reach below 1.
         """
         if reach < 1:
-            raise ValueError(f"reach is the greatest distance that counts, at least 1; got {reach}")
+            raise ValueError(f"reach is the greatest distance with its own entry, at least 1; got {reach}")
         options["key_bias"] = False
         super().__init__(features, causal=True, head_dim=head_dim, **options)
         heads, width = self.num_heads, self.head_dim

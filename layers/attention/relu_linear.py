@@ -2,8 +2,9 @@
 
     y_i = t_h relu(q_i) sum_j relu(k_j) v_j^T / max(relu(q_i) . sum_j relu(k_j), c)
 
-with c = 100 and a learned temperature t of each head, 1 / sqrt(d) at first. The floor c, far above a usual epsilon,
-bounds the quotient: it depends on the number of tokens and on the scale of queries and keys, and is part of the model.
+with c = 100 and a learned temperature t per head, initially 1 / sqrt(d). The floor c is far above a usual epsilon and
+bounds the quotient: whether it acts depends on the number of tokens and on the scale of queries and keys, so it is part
+of the model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pallas_kernels import linear_attention
 
 @register_mixer("relu_linear")
 class ReLULinearAttention(ProjectedAttention):
-    """Linear attention of rectified queries and keys, whose sum of weights has a floor.
+    """Linear attention with ReLU features, normalized by the sum of weights with a floor.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``temperature`` (heads,).
     """
@@ -34,8 +35,8 @@ class ReLULinearAttention(ProjectedAttention):
 
     def __init__(self, features: int, *, floor: float = 100.0, **options: Unpack[HeadOptions]):
         """Args:
-          floor: c.
-          options: as of :class:`ProjectedAttention`.
+          floor: c, the smallest value by which the weighted sum is divided.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or a floor that is not positive.

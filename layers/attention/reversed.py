@@ -1,13 +1,13 @@
 """Reversed attention: Visual Dependency Transformers: Dependency Tree Emerges from Reversed Attention (Ding et al.,
 CVPR 2023, arXiv:2304.03282).
 
-    A = softmax(Q K^T / sqrt(head_dim))        over keys, as ever
+    A = softmax(Q K^T / sqrt(head_dim))        over keys, as usual
     y_i = W_o [sum_j A_ji p_j m_j v_j]         for each head
 
-A token does not gather from those that it attends to: it sends to them. j sends v_j to i by the weight A_ji; p_j =
-softmax(W_p x_j / 0.1) chooses the head by which it sends, and m_j = sigmoid(W_2 GELU(W_1 x_j)) is how loud it is,
-multiplied by what the layers before made of it where blocks hand it on. The authors' code is not published. Biases, of
-which the paper says nothing, are left out as in the port of F. Guan for timm.
+A token does not gather from the tokens it attends to but sends to them: j sends v_j to i with weight A_ji. p_j =
+softmax(W_p x_j / 0.1) chooses the head that sends, and m_j = sigmoid(W_2 GELU(W_1 x_j)) is a message gate, multiplied
+by those of the previous layers if blocks pass it on. The authors' code is not published. Biases, which the paper does
+not mention, are left out as in F. Guan's port for timm.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pallas_kernels import attention, attention_weights
 
 @register_mixer("reversed_attention")
 class ReversedAttention(ProjectedAttention):
-    """Attention whose weights are turned around: each token sends to those that it attends to.
+    """Attention with a transposed weight matrix: each token sends to the tokens it attends to.
 
-    The columns of A have no sum of 1, so that it takes two passes of attention, none of which holds a matrix of all
-    pairs: the first finds the logarithm l_j of what A_j is divided by, the second, with keys as queries, sums exp(q_j
-    k_i - l_j) p_j m_j v_j. What is reported as "attention" is A_ji p_j m_j, (batch, heads, i, j).
+    The columns of A do not sum to 1, so two passes of attention are needed, neither of which materializes a matrix of
+    all pairs: the first computes the log-sum-exp l_j of row j of the logits; the second, with keys as queries, sums
+    exp(q_j k_i / sqrt(head_dim) - l_j) p_j m_j v_j. The diagnostic "attention" is A_ji p_j m_j, (batch, heads, i, j).
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``head_choice``, ``message_up`` and ``message_down``
     (linear, no biases).
@@ -50,9 +50,9 @@ class ReversedAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-        temperature: what the logits of the head are divided by.
-        cumulative: blocks hand on m, (batch, length) in float32, and multiply it by theirs.
-        options: as of :class:`ProjectedAttention`.
+        temperature: divisor of the logits of p.
+        cumulative: blocks pass on m, float32 (batch, length), and each multiplies it by its own.
+        options: as in :class:`ProjectedAttention`.
         """
         super().__init__(features, **options)
         made = of_projections(options)
@@ -79,7 +79,7 @@ class ReversedAttention(ProjectedAttention):
         return (y, message) if self.shares else y
 
     def _sent(self, q: jax.Array, k: jax.Array, values: jax.Array, tokens: Tokens) -> jax.Array:
-        """sum_j A_ji values_j, of the shape of the values."""
+        """sum_j A_ji values_j, with the shape of the values."""
         options = self._seen(tokens)
         _, sums = attention(q, k, values[..., :1], return_lse=True, **options)
         bias = -jnp.swapaxes(sums, 1, 2)[:, :, None]

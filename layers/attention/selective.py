@@ -3,10 +3,10 @@ al., NeurIPS 2024, arXiv:2411.12892), section 3.
 
     y = softmax((t_q q) k^T / sqrt(d)) (t_v v)        t(x_i) = tanh(f(x_i)) + 1 + sigmoid(alpha) log(n_i)
 
-Each query has an inverse temperature, and each value a factor, made of the token and of the number n_i of tokens that
-it sees. f is the product of gelu of the query or value head with a vector ("features", which shares the projections'
-weights), or an MLP of the token, as wide inside as a head is, which is our choice. The authors' code on GitHub has the
-part of the position only.
+Each query has an inverse temperature, and each value a factor, computed from the token and the number n_i of tokens
+that it sees. f is the dot product of a learned vector with gelu of the query or value head ("features", which shares
+the projections' weights), or an MLP of the token whose hidden size is head_dim, which is our choice. The authors' code
+on GitHub has only the positional term.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from layers.tokens import Continuation, Tokens
 
 
 class Temperature(Module):
-    """t, for each head.
+    """t, per head.
 
-    Parameters: ``alpha``, one number, where the position counts; ``weight`` (heads, head_dim), or ``hidden`` and
-    ``out`` (linear), where the token does.
+    Parameters: ``alpha``, a scalar, for the positional term; ``weight`` (heads, head_dim), or ``hidden`` and ``out``
+    (linear), for f.
     """
 
     undecayed = ("alpha",)
@@ -50,7 +50,7 @@ class Temperature(Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """Args: as of :class:`SelectiveAttention`, for one of its projections."""
+        """Args: as in :class:`SelectiveAttention`, for one of its projections."""
         self.alpha = None if alpha is None else nnx.Param(constant(alpha)(rngs.params(), (), param_dtype))
         shape = (num_heads, head_dim)
         self.weight = nnx.Param(kernel_init(rngs.params(), shape, param_dtype)) if token == "features" else None
@@ -60,7 +60,13 @@ class Temperature(Module):
         self.shape = shape
 
     def __call__(self, heads: Linear, x: jax.Array, seen: jax.Array) -> jax.Array:
-        """Float32 (batch, length, heads) of tokens (batch, length, features) that see ``seen`` (batch or 1, length)."""
+        """t, float32 (batch, length, heads).
+
+        Args:
+          heads: the query or value projection.
+          x: tokens (batch, length, features).
+          seen: number of tokens that each one sees, (batch or 1, length).
+        """
         factor = jnp.ones((*x.shape[:2], self.shape[0]), jnp.float32)
         if self.weight is not None:
             made = gelu(heads(x).reshape(*x.shape[:2], *self.shape).astype(jnp.float32))
@@ -74,7 +80,7 @@ class Temperature(Module):
 
 @register_mixer("selective_attention")
 class SelectiveAttention(MultiHeadAttention):
-    """Softmax attention whose queries have a temperature of their own and whose values a factor.
+    """Softmax attention with a temperature per query and a factor per value.
 
     Parameters: those of :class:`MultiHeadAttention`, and ``query_temperature``, ``value_temperature``.
     """
@@ -93,10 +99,10 @@ class SelectiveAttention(MultiHeadAttention):
     ):
         """Args:
           query, value: whether queries and values have factors.
-          token: what f is made of; None leaves it out.
-          alpha: initial value of the parameter whose sigmoid weighs the number of tokens; -8 with ``kernel_init=zeros``
-            starts as plain attention, for fine-tuning. None leaves this part out.
-          options: as of :class:`MultiHeadAttention`.
+          token: form of f; None leaves it out.
+          alpha: initial value of the parameter whose sigmoid scales the positional term; -8 with ``kernel_init=zeros``
+            starts nearly as plain attention, for fine-tuning. None leaves the term out.
+          options: as in :class:`MultiHeadAttention`.
 
         Raises:
           ValueError: an unknown ``token``.
@@ -121,7 +127,7 @@ class SelectiveAttention(MultiHeadAttention):
         return super().core_next(q, k, v, x, tokens, state, after)
 
     def _scaled(self, q: jax.Array, v: jax.Array, x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Queries and values times their factors. A rotary embedding, which q has, commutes with its own."""
+        """Queries and values times their factors; the scalar factor commutes with the rotary embedding of q."""
         if self.query_temperature is not None:
             q = q * self.query_temperature(self.query, x, seen)[..., None].astype(q.dtype)
         if self.value_temperature is not None:

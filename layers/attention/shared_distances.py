@@ -1,9 +1,9 @@
-"""Attention to whose scores a number is added for each distance that all blocks of a stack share: T5 (Raffel et al.,
-2020, arXiv:1910.10683), section 2.1.
+"""Attention with a relative position bias that all blocks of a stack share: T5 (Raffel et al., 2020, arXiv:1910.10683),
+section 2.1.
 
     s_ij = q_i . k_j + b_h[clip(j - i)]
 
-The numbers are no parameters here: their owner hands them to the first block, and blocks hand them on.
+The bias table is not a parameter of this mixer: its owner passes it to the first block, and each block passes it on.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from layers.tokens import Tokens, continued
 
 
 class SharedDistances(MultiHeadAttention):
-    """Softmax attention with a number for each distance and head, which blocks hand on, float32 (heads, span) by
-    ascending key - query from ``-reach`` on. Parameters: those of :class:`MultiHeadAttention`.
+    """Softmax attention with a bias per distance and head, passed from block to block: float32 (heads, span), in
+    ascending order of key position - query position from ``-reach``. Parameters: those of :class:`MultiHeadAttention`.
     """
 
     shares = True
 
     def __init__(self, features: int, *, reach: int, scale: float | None = None, **options: Unpack[AttentionOptions]):
         """Args:
-          reach: greatest distance with a number of its own.
-          scale: of the products of queries and keys; default head_dim ** -0.5.
-          options: as of :class:`MultiHeadAttention`.
+          reach: greatest distance with its own bias.
+          scale: factor of the logits q . k; default head_dim ** -0.5.
+          options: as in :class:`MultiHeadAttention`.
 
         Raises:
-          ValueError: other changes of scores by distance.
+          ValueError: ``relative`` is given too.
         """
         if options.get("relative") is not None:
-            raise ValueError(f"relative={options['relative']!r} has its own numbers for distances: leave it out")
+            raise ValueError(f"relative={options['relative']!r} has its own relative position bias: leave it out")
         super().__init__(features, scale=scale, **options)
         self.reach = reach
 
@@ -58,5 +58,7 @@ class SharedDistances(MultiHeadAttention):
 
     def _numbers(self, beside: tuple[Any, ...]) -> dict[str, Any]:
         if not beside or beside[0] is None:
-            raise ValueError("SharedDistances reads what blocks hand on: give its layers.Stack shared=, (heads, span)")
+            raise ValueError(
+                "SharedDistances needs the bias that blocks pass on: give its layers.Stack shared=, (heads, span)"
+            )
         return {"relative_bias": beside[0], "relative_origin": -self.reach}

@@ -4,9 +4,9 @@ Language Models (Gao and Spratling, 2025, arXiv:2501.13428).
     a_ij = softplus(log(d) log(N_i) q_i . k_j)            w_ij = a_ij / sum_j a_ij           (LSSA)
     w'_ij = relu(N_i w_ij - o_i)^p / sum_j (...)          o_i = 1 where N_i > 3, else 0      (LSSAR)
 
-q and k are unit vectors, N_i is the number of tokens that token i sees, and 1e-8 is added to each denominator. The sums
-over softplus and over powers are softmaxes of their logarithms: of powers no other form stays within float32 (p = 15
-overflows from 370 tokens on), and the added number is a logit without a value.
+q and k are unit vectors, N_i is the number of tokens that token i sees, and 1e-8 is added to each denominator. Both
+normalizations are computed as softmaxes of logarithms: only this form keeps the powers within float32 (p = 15 overflows
+from 370 tokens on). The added 1e-8 is a logit without a value.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ EPSILON = 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class LogSoftplus:
-    """The logarithm of the softplus of logits times a number of the query, as a score of the attention op.
+    """Score function log(softplus(scale * logits)) of the attention op, with one ``scale`` per query.
 
-    It compares by value: equal ones share compiled programs.
+    Instances compare by value: equal ones share compiled programs.
     """
 
     def __call__(self, logits: Any, head: Any, q: Any, k: Any, scale: Any) -> Any:
         z = scale * logits
-        # Far below 0 it is z itself, less exp(z) / 2.
+        # log softplus(z) = z - exp(z) / 2 + ... far below 0.
         return jnp.where(z < -15, z, jnp.log(jax.nn.softplus(jnp.maximum(z, -15))))
 
 
 @dataclasses.dataclass(frozen=True)
 class LogPower(LogSoftplus):
-    """The logarithm of LSSAR's power of the weights whose logarithms are those of LSSA less ``total``."""
+    """Score function of LSSAR: p log relu(N w - o), with the LSSA weights w = softplus(...) / exp(total)."""
 
     power: float
 
@@ -58,9 +58,10 @@ class LogPower(LogSoftplus):
 
 @register_mixer("softplus_attention")
 class SoftplusAttention(MultiHeadAttention):
-    """Attention whose weights are softplus over their sum, sharpened again by a power.
+    """Attention whose weights are normalized softplus logits, sharpened by a power.
 
-    Rows of any length are equally sharp: a model trained on short texts reads long ones.
+    The sharpness of the weights does not depend on the length, so models trained on short texts extrapolate to long
+    ones.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -79,11 +80,11 @@ class SoftplusAttention(MultiHeadAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          power: p of LSSAR; the paper has 15, and finds 3 best at the length of training. None is LSSA.
-          causal, num_kv_heads, head_dim, rotary, options: as of :class:`MultiHeadAttention`, without biases by default.
+          power: p of LSSAR; the paper uses 15, and finds 3 best at the training length. None is LSSA.
+          causal, num_kv_heads, head_dim, rotary, options: as in :class:`MultiHeadAttention`, without biases by default.
 
         Raises:
-          ValueError: a power below 1, or heads of one feature, whose logarithm is 0.
+          ValueError: a power below 1, or head_dim 1, where log(d) = 0.
         """
         options.setdefault("use_bias", False)
         heads: dict[str, Any] = {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "rotary": rotary}
@@ -120,7 +121,7 @@ class SoftplusAttention(MultiHeadAttention):
         positions: Pair = (None, None),
         segments: Pair = (None, None),
     ) -> jax.Array:
-        """What heads find; ``seen`` is N, (batch or 1, queries)."""
+        """The head outputs; ``seen`` is N, (batch or 1, queries)."""
         options = self.asked(q, k, mask=mask, positions=positions, segments=segments)
         number = seen.astype(jnp.float32)[..., None]
         scale = math.log(self.head_dim) * jnp.log(number)

@@ -1,4 +1,5 @@
-"""Attention of every token of a map to fewer tokens: Pyramid Vision Transformer (Wang et al., ICCV 2021; v2, 2022).
+"""Spatial-reduction attention: Pyramid Vision Transformer (Wang et al., ICCV 2021, arXiv:2102.12122; v2, 2022,
+arXiv:2106.13797).
 
 y = attention(Q = x, K = V = r(x))
 r(x) = LN(W patches(x))                 of stride x stride tokens each (PVT, eq. 2)
@@ -24,11 +25,11 @@ from layers.tokens import Tokens
 
 @register_mixer("spatial_reduction")
 class SpatialReductionAttention(Mixer):
-    """Attention of the tokens of a map to fewer: to patches of ``stride`` tokens a side, or to averages over parts of
-    the map.
+    """Attention of the tokens of a map to a reduced map: to patches of ``stride`` x ``stride`` tokens, or to averages
+    over parts of the map.
 
-    Patches that the map does not fill are left out, as the authors' convolution does. Parameters: ``attention.*`` and,
-    where the map is reduced, ``reduction.*`` with its ``norm``.
+    Incomplete patches at the border are left out, as in the authors' convolution. Parameters: ``attention.*`` and, if
+    the map is reduced, ``reduction.*`` with its ``norm``.
     """
 
     layouts = ("grid",)
@@ -46,8 +47,8 @@ class SpatialReductionAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-        stride: tokens along each side of a patch that becomes one; 1 leaves the map as it is.
-        pool: tokens along each side of the reduced map, instead of a stride.
+        stride: side of the patch that is reduced to one token; 1 for no reduction.
+        pool: side of the reduced map in tokens; replaces the stride.
         """
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.attention = MultiHeadAttention(
@@ -70,7 +71,7 @@ class SpatialReductionAttention(Mixer):
         return self.attention(x.reshape(batch, height * width, features), known).reshape(x.shape)
 
     def _reduced(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-        """The reduced map, and which of its tokens had a real one.
+        """The reduced map, and its mask: the tokens that contain a real token.
 
         Raises:
           ValueError: a map that is smaller than a patch.

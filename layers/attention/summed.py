@@ -1,10 +1,10 @@
-"""Attention whose past is sums over tokens, of a size that does not depend on the length: what is common to linear
-attention (:mod:`layers.attention.linear`), to normalized (:mod:`layers.attention.normalized`) and to flow attention
-(:mod:`layers.attention.flow`).
+"""Attention whose state is a set of sums over tokens, of a size that does not depend on the length: the common part of
+linear attention (:mod:`layers.attention.linear`), normalized attention (:mod:`layers.attention.normalized`) and flow
+attention (:mod:`layers.attention.flow`).
 
     y_i = f(q_i, sum_j g(k_j) h(v_j)^T)        over all j, or over j <= i where causal
 
-A kind of it says which sums there are and what becomes of them; each is one call of the op
+A subclass defines the sums and how they are combined; each sum is one call of the op
 :func:`pallas_kernels.linear_attention`.
 """
 
@@ -24,12 +24,12 @@ from pallas_kernels import linear_attention
 
 @struct.dataclass
 class SumsState:
-    """What is kept of a row's current document.
+    """State of each row's current document.
 
     Attributes:
       sums: by name, (batch, *shape) of :meth:`SummedAttention.sum_shapes`, at least float32.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
+      length: (batch,) int32, tokens of the document read so far.
+      segment: (batch,) int32, id of the document.
     """
 
     sums: dict[str, jax.Array]
@@ -41,10 +41,10 @@ class Reading:
     """The sums over one piece of each row.
 
     Attributes:
-      tokens: what is known of the tokens.
-      starts: bool (batch, length), where documents begin; None: nowhere in this piece.
-      before: the sums of the tokens before, by name; None: there are none.
-      after: those after this piece, by name; made where there are some before.
+      tokens: mask, positions and segments of the tokens.
+      starts: bool (batch, length), True where a document begins; None if none begins in this piece.
+      before: sums over the tokens before this piece, by name; None if there are none.
+      after: sums including this piece, by name; filled only if there are sums ``before``.
     """
 
     def __init__(
@@ -57,33 +57,35 @@ class Reading:
         positions: jax.Array | None = None,
     ):
         """Args:
-        length: of the piece.
-        positions: (batch, length) of tokens in their documents, where they are read after a state.
+        length: number of tokens of the piece.
+        causal: whether each token sees only those up to itself.
+        state: sums over the tokens read before; None for a whole sequence.
+        positions: (batch, length), positions of the tokens in their documents; required with a state.
         """
         self.tokens, self.before, self.after = tokens, None if state is None else state.sums, dict[str, jax.Array]()
         self.starts = tokens.starts(None if state is None else state.segment)
         self._length, self._causal, self._positions = length, causal, positions
 
     def count(self) -> jax.Array:
-        """Int32 (batch or 1, length), how many tokens each one sees."""
+        """Int32 (batch or 1, length), the number of tokens that each token sees."""
         if self._positions is None:
             return self.tokens.count(self._length, causal=self._causal)
         return self._positions + 1
 
     def places(self) -> jax.Array:
-        """Int32 (batch or 1, length), where tokens are in their documents."""
+        """Int32 (batch or 1, length), positions of the tokens in their documents."""
         counted = self._positions
         return self.tokens.places(self._length) if counted is None else self.tokens.positions_or(counted)
 
     def heads_mask(self) -> jax.Array | None:
-        """Bool (batch, length, 1), where tokens of heads are real; None: everywhere."""
+        """Bool (batch, length, 1), the mask broadcastable over heads, True = real; None if all tokens are real."""
         return None if self.tokens.mask is None else self.tokens.mask[..., None]
 
     def sum(self, name: str, asks: jax.Array, gives: jax.Array, values: jax.Array) -> jax.Array:
-        """asks . sum of gives values^T, the sum called ``name``.
+        """The products asks_i . sum_j gives_j values_j^T with the sum called ``name``.
 
         Args:
-          asks, gives: (batch, length, heads, key_dim); what is padding gives 0.
+          asks, gives: queries and keys (batch, length, heads, key_dim); ``gives`` must be 0 at padding.
           values: (batch, length, heads, value_dim).
 
         Returns:
@@ -100,7 +102,7 @@ class Reading:
 
 
 class SummedAttention(ProjectedAttention):
-    """Base of attention that keeps nothing but sums. A subclass gives :meth:`sum_shapes` and :meth:`attend`."""
+    """Base class of attention whose state holds only sums. A subclass defines :meth:`sum_shapes` and :meth:`attend`."""
 
     supports_causal = True
     takes_positions = True
@@ -108,7 +110,7 @@ class SummedAttention(ProjectedAttention):
 
     def __init__(self, features: int, *, causal: bool = False, **options: Unpack[RotaryHeadOptions]):
         """Args:
-        options: as of :class:`ProjectedAttention`.
+        options: as in :class:`ProjectedAttention`.
         """
         super().__init__(features, **options)
         self.causal = causal
@@ -122,15 +124,17 @@ class SummedAttention(ProjectedAttention):
         return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of a row's sums, by name: (heads, key_dim, value_dim); another one where ``attend`` keeps the sum itself."""
+        """Shapes of one row's sums by name: (heads, key_dim, value_dim), or any other for sums that ``attend`` updates
+        itself.
+        """
         raise NotImplementedError
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
-        """What heads find, (batch, length, num_heads, head_dim) in v's dtype.
+        """The head outputs, (batch, length, num_heads, head_dim) in v's dtype.
 
         Args:
-          q, k, v: (batch, length, num_heads, head_dim); what is padding is finite.
-          reading: makes sums, each by its name.
+          q, k, v: (batch, length, num_heads, head_dim); padding is finite.
+          reading: computes the sums by name.
         """
         raise NotImplementedError
 

@@ -2,14 +2,14 @@
 
     y_i = sum_j softmax_j(s_ij) v_j
 
-    dense        s_i = W_2 relu(W_1 x_i + b_1) + b_2          from the token alone, a score for each place
-    random       s = R                                        learned, of no token
+    dense        s_i = W_2 relu(W_1 x_i + b_1) + b_2          from the token alone, a logit for each position
+    random       s = R                                        learned, independent of the tokens
     factorized   s = A B^T                                    the same, of low rank
-    dot          s_ij = q_i . k_j / sqrt(d)                   attention's
-    several      s = sum_n a_n s_n                            with a = softmax of learned numbers
+    dot          s_ij = q_i . k_j / sqrt(d)                   as in attention
+    several      s = sum_n a_n s_n                            with a = softmax of learned logits
 
-All but "random" are attention whose queries or keys are learned vectors of places, side by side where there are
-several: no matrix of all pairs is made.
+All kinds but "random" are expressed by queries and keys, of the tokens or learned per position, which are concatenated
+if there are several kinds: no matrix of all pairs is materialized.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SCORES = ("dense", "random", "factorized", "dot")
 
 @struct.dataclass
 class SynthesizerCache(TokenCache):
-    """Of each token read so far.
+    """Keys and values of the tokens read so far.
 
     Attributes:
-      key: (batch, capacity, heads, head_dim) of "dot", else (..., 0).
+      key: (batch, capacity, heads, head_dim) for "dot", else (..., 0).
       value: (batch, capacity, heads, head_dim).
     """
 
@@ -47,14 +47,14 @@ class SynthesizerCache(TokenCache):
 
 @register_mixer("synthesizer_attention")
 class SynthesizerAttention(Mixer):
-    """Attention by scores that do not compare tokens. The tables have rows for ``max_length`` tokens.
+    """Attention with synthetic logits that do not compare tokens. The tables have rows for ``max_length`` tokens.
 
-    The paper's "factorized dense", which tiles two short rows of scores, is left out: it needs all pairs.
+    The paper's "factorized dense", which tiles two short rows of logits, is left out: it needs all pairs.
 
     Parameters: ``value``, ``out`` (linear); ``hidden`` (linear), ``places`` (heads, max_length, head_dim) and
-    ``place_bias`` (heads, max_length) of "dense"; ``table`` (heads, max_length, max_length) of "random"; ``left``,
-    ``right`` (heads, max_length, rank) of "factorized"; ``query``, ``key`` (linear, no biases) of "dot"; ``mixture``
-    (kinds,) of several.
+    ``place_bias`` (heads, max_length) for "dense"; ``table`` (heads, max_length, max_length) for "random"; ``left``,
+    ``right`` (heads, max_length, rank) for "factorized"; ``query``, ``key`` (linear, no biases) for "dot"; ``mixture``
+    (kinds,) for several kinds.
     """
 
     supports_causal = True
@@ -80,9 +80,9 @@ class SynthesizerAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          scores: one of dense, random, factorized and dot, or several.
-          max_length: the most tokens.
-          rank: of "factorized"; the paper has 8.
+          scores: "dense", "random", "factorized" or "dot", or a sequence of several.
+          max_length: maximum number of tokens.
+          rank: rank of "factorized"; the paper uses 8.
 
         Raises:
           ValueError: features not divisible by num_heads, or unknown scores.
@@ -132,7 +132,7 @@ class SynthesizerAttention(Mixer):
         """A cache of ``max_length`` tokens.
 
         Raises:
-          ValueError: a bidirectional mixer, or no capacity given, or more than the mixer's.
+          ValueError: a bidirectional mixer, no ``max_length``, or one greater than the mixer's.
         """
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
@@ -156,7 +156,7 @@ class SynthesizerAttention(Mixer):
         state = state.read({"key": self._keys(x), "value": self._heads(self.value(x))}, tokens, after)[0]
         key, value = state.key.astype(x.dtype), state.value.astype(x.dtype)
         seen: dict[str, Any] = {"query_positions": after.positions, "key_positions": state.positions}
-        places = jnp.minimum(after.positions, self.max_length - 1)  # padding may be beyond
+        places = jnp.minimum(after.positions, self.max_length - 1)  # padding may exceed the table
         return self._find(x, places, key, value, causal=True, **seen), state
 
     def _check(self, length: int) -> None:
@@ -170,12 +170,12 @@ class SynthesizerAttention(Mixer):
         return a.reshape(*a.shape[:2], self.num_heads, -1)
 
     def _keys(self, x: jax.Array) -> jax.Array:
-        """Keys of "dot", else none."""
+        """Keys for "dot", else of 0 features."""
         return self._heads(x[..., :0] if self.key is None else self.key(x))
 
     def _find(self, x: jax.Array, places: jax.Array, keys: jax.Array, values: jax.Array, **options: Any) -> jax.Array:
-        """The output for tokens ``x`` at ``places`` (batch or 1, new), where keys and values are those of the first
-        places.
+        """The output for tokens ``x`` at positions ``places`` (batch or 1, new); keys and values are those of the first
+        positions.
         """
         shape, length = (*x.shape[:2], self.num_heads), values.shape[1]
         share = jnp.ones(1) if self.mixture is None else jax.nn.softmax(self.mixture[...].astype(jnp.float32))

@@ -2,8 +2,9 @@
 
     S_h = Q_h K_h^T / sqrt(head_dim)        A = softmax(P_l S)        y_h = (P_w A)_h V_h
 
-Linear maps P_l and P_w, with biases, mix the heads before and after the softmax: for each query and key, h scores
-become h others, and h weights h others. As CaiT has it (Touvron et al., 2021, arXiv:2103.17239).
+Linear maps P_l and P_w, with biases, mix the heads before and after the softmax: for each pair of query and key, P_l
+maps the h logits to h logits, and P_w the h weights to h weights. This is the variant of CaiT (Touvron et al., 2021,
+arXiv:2103.17239).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from layers.tokens import Tokens
 
 @register_mixer("talking_heads")
 class TalkingHeadsAttention(ProjectedAttention):
-    """Softmax attention whose heads exchange scores and weights.
+    """Softmax attention that mixes logits and weights across heads.
 
-    All scores are held at once, in float32: memory grows with the square of the length.
+    All logits are held at once, in float32: memory is quadratic in the length.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``score_mixing`` and ``weight_mixing`` (heads, heads).
     """
@@ -33,7 +34,7 @@ class TalkingHeadsAttention(ProjectedAttention):
 
     def __init__(self, features: int, **options: Unpack[RotaryHeadOptions]):
         """Args:
-        options: as of :class:`ProjectedAttention`.
+        options: as in :class:`ProjectedAttention`.
         """
         super().__init__(features, **options)
         heads, made = self.num_heads, of_projections(options)
@@ -52,9 +53,9 @@ class TalkingHeadsAttention(ProjectedAttention):
         if (ids := tokens.segment_ids) is not None:
             same = ids[:, :, None] == ids[:, None]
             seen = same if seen is None else seen & same
-        # Padding sees padding, so that no softmax is over nothing.
+        # The finite minimum keeps the softmax of a row defined when it sees no token.
         scores = scores if seen is None else jnp.where(seen[..., None], scores, jnp.finfo(scores.dtype).min)
         weights = self.weight_mixing(jax.nn.softmax(scores, axis=2))
-        # The bias would give weight to what is not seen.
+        # The bias would give weight to masked keys.
         weights = weights if seen is None else jnp.where(seen[..., None], weights, 0)
         return jnp.einsum("bqkh,bkhd->bqhd", weights.astype(v.dtype), v)

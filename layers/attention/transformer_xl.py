@@ -3,12 +3,12 @@
 
     y_i = W_o sum_j softmax_j(((q_i + u) . k_j + (q_i + v) . W_r R_{i-j}) / sqrt(d)) v_j
 
-A text is cut into segments of S tokens. Token i of segment s = i // S sees the earlier ones of its segment and the last
-P of those before: S s - P <= j <= i. R_n has the sines, then the cosines of n / 10000^(2 c / features).
+A text is cut into segments of S tokens. Token i of segment s = i // S sees its segment up to itself and the last P
+tokens before the segment: S s - P <= j <= i. R_n holds the sines, then the cosines of n / 10000^(2 c / features).
 
-The rule is one of positions, so that a text of any length is one call, in training too, and the gradient passes through
-the memory within the call; between calls the state has keys and values of the last S + P tokens. (The authors keep what
-keys and values are made of, and cut the gradient at each segment.)
+The mask depends only on positions, so a text of any length is one call, in training too, and the gradient passes
+through the memory within the call; between calls the state holds keys and values of the last S + P tokens. (The authors
+store the hidden states instead, and stop the gradient at each segment.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pallas_kernels.attention.masks import Pattern
 
 @dataclasses.dataclass(frozen=True)
 class SegmentAndMemory(Pattern):
-    """Keys from ``memory`` tokens before the query's segment on."""
+    """Mask: keys from ``memory`` tokens before the query's segment onward are visible."""
 
     segment: int
     memory: int
@@ -44,10 +44,11 @@ class SegmentAndMemory(Pattern):
 
 @register_mixer("transformer_xl")
 class TransformerXLAttention(MultiHeadAttention):
-    """Causal softmax attention to a segment and a memory of the tokens before it, with keys of distances.
+    """Causal softmax attention to a segment and a memory of the tokens before it, with relative position keys.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear); ``distance`` (linear), W_r; ``content`` and ``place``
-    (heads, head_dim), u and v, which each layer has for itself. A step makes the keys of all S + P distances.
+    (heads, head_dim), u and v, separate in each layer. Each call of ``extend`` recomputes the keys of all S + P
+    distances.
     """
 
     paper = (178,)
@@ -65,13 +66,13 @@ class TransformerXLAttention(MultiHeadAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          segment, memory: S and P. The models of enwik8 have 512 and 512, or 768 and 768, those of WikiText-103 150 and
-            150, or 384 and 384.
-          clamp: greater distances count as this one; None for none.
-          head_dim, options: as of :class:`MultiHeadAttention`, without biases unless they ask for them.
+          segment, memory: S and P. The models for enwik8 use 512 and 512, or 768 and 768, those for WikiText-103 150
+            and 150, or 384 and 384.
+          clamp: greater distances are clipped to this one; None for no clipping.
+          head_dim, options: as in :class:`MultiHeadAttention`, without biases by default.
 
         Raises:
-          ValueError: features not divisible by num_heads, or a segment without tokens, or a negative memory.
+          ValueError: features not divisible by num_heads, a segment below 1, or a negative memory.
         """
         if segment < 1 or memory < 0:
             raise ValueError(f"a segment has at least 1 token and a memory at least 0; got {segment} and {memory}")
@@ -90,10 +91,10 @@ class TransformerXLAttention(MultiHeadAttention):
         return attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
 
     def placed(self, q: jax.Array, k: jax.Array, **known: Any) -> tuple[jax.Array, dict[str, Any]]:
-        """Queries with u, and what is asked of the attention op beside queries, keys and values, distances among it.
+        """Queries with u added, and options for :func:`pallas_kernels.attention`, including the relative keys.
 
         Args:
-          known: as of :meth:`MultiHeadAttention.asked`.
+          known: as in :meth:`MultiHeadAttention.asked`.
         """
         assert self.window is not None
         keys = self.distance(jnp.asarray(self._sinusoids(), q.dtype)).reshape(self.window, *q.shape[2:])
@@ -106,7 +107,7 @@ class TransformerXLAttention(MultiHeadAttention):
         return q + broadcast(self.content[...], q.shape, q.dtype), options
 
     def _sinusoids(self) -> np.ndarray:
-        """R of the distances S + P - 1 to 0, (S + P, features)."""
+        """R for the distances S + P - 1 down to 0, (S + P, features)."""
         assert self.window is not None
         distances = np.arange(self.window - 1, -1, -1, dtype=np.float64)
         distances = distances if self.clamp is None else np.minimum(distances, self.clamp)

@@ -363,7 +363,7 @@ def test_mixture_of_heads_is_the_authors() -> None:
     assert relative(loss, np.load(authors_layers.PATH)["mixture_of_heads/load_balance"]) < 1e-6
     gates = np.asarray(layer.gates(jnp.asarray(x)))
     assert ((gates > 0).sum(-1) == authors_layers.SHARED + authors_layers.CHOSEN).all()
-    with pytest.raises(ValueError, match="of 2 heads 1 shared ones and 2 of the others can't be had"):
+    with pytest.raises(ValueError, match="1 shared and 2 routed heads can't be chosen from 2 heads"):
         layers.MixtureOfHeads(8, num_heads=2, shared=1, chosen=2, rngs=nnx.Rngs(0))
 
 
@@ -408,7 +408,7 @@ def test_wrong_options_are_named() -> None:
         layers.SoftplusAttention(8, power=0.5, **common)
     with pytest.raises(ValueError, match=r"heads of 1 feature are all 0"):
         layers.SoftplusAttention(2, **common)
-    with pytest.raises(ValueError, match="reach is the greatest distance that counts"):
+    with pytest.raises(ValueError, match="reach is the greatest distance with its own entry"):
         layers.RelativeConvolutionalAttention(8, reach=0, **common)
     with pytest.raises(ValueError, match=r"logit_bias=-3\.0 changes no softmax"):
         layers.MultiHeadAttention(8, logit_bias=-3.0, **common)

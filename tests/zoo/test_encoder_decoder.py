@@ -174,11 +174,11 @@ def test_attention_of_both_sides() -> None:
 def test_shared_distances_are_handed_on() -> None:
     mixer = SharedDistances(16, num_heads=2, reach=4, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 3, 16))
-    with pytest.raises(ValueError, match="reads what blocks hand on"):
+    with pytest.raises(ValueError, match="needs the bias that blocks pass on"):
         mixer(x, None, None, None)
     y, numbers = mixer(x, Tokens(), jnp.ones((2, 9)), None)
     assert (y.shape, numbers.shape) == ((1, 3, 16), (2, 9))
-    with pytest.raises(ValueError, match="has its own numbers for distances: leave it out"):
+    with pytest.raises(ValueError, match="has its own relative position bias: leave it out"):
         SharedDistances(16, num_heads=2, reach=4, relative="buckets", rngs=nnx.Rngs(0))
 
 
