@@ -1,8 +1,8 @@
-"""BigBird: Big Bird, Transformers for Longer Sequences (Zaheer et al., NeurIPS 2020, arXiv:2007.14062), in the form
-that adds no tokens (ITC).
+"""BigBird: Big Bird, Transformers for Longer Sequences (Zaheer et al., NeurIPS 2020, arXiv:2007.14062), in its internal
+construction (ITC), which adds no global tokens.
 
-The sequence is cut into blocks. Those of the first and of the last block attend to all tokens and are attended to by
-all; the tokens of block i attend, in one softmax, to the blocks
+The sequence is divided into blocks. Tokens of the first and of the last block attend to all tokens and are attended to
+by all; tokens of block i attend, in one softmax, to the blocks
 
     0, i - 1, i, i + 1, last, and a few random others
 """
@@ -26,11 +26,11 @@ from pallas_kernels import attention
 class BigBirdAttention(ProjectedAttention):
     """Softmax attention to neighboring, first, last and random blocks, in time linear in the length.
 
-    The last block of a row is that of its last real token, and random blocks are drawn among those up to it, for each
-    head: padding changes nothing. Sequences of at most (5 + 2 random) blocks, where little would be left out, attend to
-    all tokens, as transformers' models do.
+    The last block of a row is that of its last real token, and random blocks are sampled per head from the blocks
+    before it: padding changes nothing. Sequences of at most (5 + 2 * random) blocks use full attention, as in
+    transformers' models.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` if enabled.
     """
 
     paper = (166,)
@@ -50,14 +50,14 @@ class BigBirdAttention(ProjectedAttention):
     ):
         """Args:
           block: tokens of a block.
-          random: random blocks that each block attends to, others than those of the pattern.
-          choice: "random", or "first": what transformers' models compute in evaluation, released ones too, where the
-            random blocks are the first one again, which then counts 1 + random times.
-          seed: of the random blocks, which all layers of a model with the same seed share.
-          num_kv_heads, qk_norm, options: as of :class:`ProjectedAttention`.
+          random: number of random blocks that each block attends to in addition to those of the pattern.
+          choice: "random", or "first", which reproduces transformers' models in evaluation, released ones included:
+            there all random blocks are the first block, which thus counts 1 + random times.
+          seed: seed of the random blocks; layers with the same seed share them.
+          num_kv_heads, qk_norm, options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, no tokens in a block, or an unknown choice.
+          ValueError: features not divisible by num_heads, a block below 1, negative ``random``, or an unknown choice.
         """
         if block < 1 or random < 0 or choice not in ("random", "first"):
             raise ValueError(
@@ -87,7 +87,7 @@ class BigBirdAttention(ProjectedAttention):
             bias = jnp.where(jnp.arange(count * self.block) < self.block, np.log(1 + self.random), 0)[None, None, None]
         routes = self.routes(count, last)
         y = attention(q, k, v, mask=seen, bias=bias, routes=routes, key_regions=count)
-        # The first and the last block of each row see all.
+        # The first and the last block of each row attend to all tokens.
         ends, rows = jnp.stack([jnp.zeros_like(last), last], 1), jnp.arange(batch)[:, None]
         y, q = (a.reshape(batch, count, self.block, *a.shape[2:]) for a in (y, q))
         theirs = attention(q[rows, ends].reshape(batch, -1, *q.shape[3:]), k, v, mask=seen)
@@ -98,12 +98,12 @@ class BigBirdAttention(ProjectedAttention):
         """The blocks that each block attends to, -1 for none: int32 (rows, heads or 1, count, 5 + random).
 
         Args:
-          count: of blocks.
+          count: number of blocks.
           last: (rows,), the last block of each row.
         """
         i, last = jnp.arange(count, dtype=jnp.int32)[:, None], last[:, None, None, None]
         near = i + jnp.arange(-1, 2, dtype=jnp.int32)
-        # A block that is one of another kind already is none.
+        # Blocks that another part of the pattern contains are removed.
         near = jnp.where((near > 0) & (near < last), near, -1)
         ends = jnp.concatenate([jnp.zeros_like(last), jnp.where(last > 0, last, -1)], 3)
         parts = [near, jnp.broadcast_to(ends, (*ends.shape[:2], count, 2))]
@@ -113,9 +113,9 @@ class BigBirdAttention(ProjectedAttention):
         return jnp.concatenate([jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], 3)
 
     def _drawn(self, count: int, last: jax.Array) -> jax.Array:
-        """Random blocks that are none of the others (rows, heads, count, random), -1 where there are too few.
+        """Random blocks outside the pattern (rows, heads, count, random), -1 if there are too few.
 
-        Floyd's algorithm, of random numbers of each block that do not depend on how many blocks there are.
+        Floyd's sampling algorithm, with random numbers per block that do not depend on the number of blocks.
         """
         numbers = np.random.default_rng(self.seed).random((count, self.random, self.num_heads), np.float32).T
         i = jnp.arange(count, dtype=jnp.int32)
@@ -131,6 +131,6 @@ class BigBirdAttention(ProjectedAttention):
                 taken |= drawn == other
             chosen.append(jnp.where(most < 0, -1, jnp.where(taken, most, drawn)))
         found = jnp.stack(chosen, -1)
-        # Counted past the first block and those nearby.
+        # Skip the first block and the neighbors.
         places = found + 1 + jnp.where(found + 1 >= before[:, None], near[..., None], 0)
         return jnp.where(found < 0, -1, places)

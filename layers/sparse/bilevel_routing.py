@@ -1,7 +1,7 @@
-"""BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023).
+"""BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023, arXiv:2303.08810).
 
-The grid is cut into S x S regions. Each region attends only to the k regions whose mean keys score
-highest against its mean query:
+The grid is divided into S x S regions. Each region attends only to the k regions whose mean keys score highest against
+its mean query:
 
     Q_r, K_r = region means of Q, K;   A_r = Q_r K_r^T;   I_r = top-k indices of the rows of A_r
     O = Attention(Q, gather(K, I_r), gather(V, I_r)) + LCE(V)
@@ -53,12 +53,12 @@ class BilevelRoutingAttention(ProjectedAttention):
         """Args:
           regions: S, regions along each side of the grid.
           topk: regions each region attends to; None attends to all tokens, without regions.
-          routing: "learned", or "random": a fixed random choice of regions, the control that shows
-            what the routing is worth.
-          scale: of the scores, of tokens and of regions. Default features ** -0.5, the authors' choice.
-          enhancement_size: of the depth-wise convolution, 0 for none.
-          enhance: what the convolution sees: "value", or "input" (the authors' dense last stage).
-          options: as of :class:`ProjectedAttention`; the output projection has a bias by default.
+          routing: "learned", or "random": a fixed random choice of regions, a baseline that measures the benefit of
+            routing.
+          scale: factor of the logits of tokens and of regions. Default features ** -0.5, the authors' choice.
+          enhancement_size: kernel size of the depth-wise convolution, 0 for none.
+          enhance: input of the convolution: "value", or "input" (the authors' dense last stage).
+          options: as in :class:`ProjectedAttention`; the output projection has a bias by default.
 
         Raises:
           ValueError: heads that don't divide the features, or options out of range.
@@ -78,7 +78,7 @@ class BilevelRoutingAttention(ProjectedAttention):
 
     @property
     def complexity(self) -> float:
-        return 2.0  # each token still sees the share topk / regions^2 of all tokens
+        return 2.0  # each token still sees the fraction topk / regions^2 of all tokens
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         height, width = x.shape[1:3]
@@ -91,7 +91,7 @@ class BilevelRoutingAttention(ProjectedAttention):
         x, mask = without_padding(x, tokens.mask), tokens.mask
         if bottom or right:
             x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
-            # With a mask of the user's own the grid has real padding already, and ours joins it.
+            # If the caller gives a mask, the grid already has masked padding, and ours is masked too.
             mask = None if mask is None else jnp.pad(mask, ((0, 0), (0, bottom), (0, right)))
         return x, tokens.replace(mask=mask)
 
@@ -146,13 +146,14 @@ class BilevelRoutingAttention(ProjectedAttention):
         return jax.lax.top_k(scores, self.topk)[1]
 
     def _cut(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens (batch, length, ...) of a grid by regions: (batch, regions^2, tokens, ...)."""
+        """Groups the tokens (batch, length, ...) of a grid by regions: (batch, regions^2, tokens, ...)."""
         height, width = (side // self.regions for side in grid)
         x = x.reshape(x.shape[0], self.regions, height, self.regions, width, *x.shape[2:])
         return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], self.regions**2, height * width, *x.shape[5:])
 
     def _join(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens (batch, length, ...) in the order of :meth:`_cut`, in that of the grid."""
+        """Inverse of :meth:`_cut`: reorders tokens (batch, length, ...) from the order of regions to that of the grid.
+        """
         height, width = (side // self.regions for side in grid)
         cells = x.reshape(x.shape[0], self.regions, self.regions, height, width, *x.shape[2:])
         return jnp.swapaxes(cells, 2, 3).reshape(x.shape)

@@ -1,20 +1,20 @@
 """Combiner: Full Attention Transformer with Sparse Computation Cost (Ren et al., NeurIPS 2021, arXiv:2107.05768),
 section 4.
 
-A token attends to all tokens before it: to some directly, to spans of others by what stands for them, in one softmax of
-logits / sqrt(d),
+A token attends to all tokens before it in one softmax: to some directly, and to spans of the others through summaries.
+With logits / sqrt(d),
 
     q_i . k_j  for direct tokens j, with values v_j
     q_i . max_{j in span} k_j  for spans, with values  sum_j softmax_j(max_{i in span} q_i . k_j) v_j
 
-The sequence is cut into rows of S tokens, one below the other. Direct tokens and spans are
+The sequence is laid out in rows of S tokens. Direct tokens and spans are
 
-    fixed     the token's row up to itself;  each row before
-    log       itself;  for each bit l of its place that is 1, the block of 2^l tokens that ends where bits 0 to l are 0
-    axial     its row up to itself;  for each row before, the token of its column, which stands for its row:  the value
-              is what that finds in its whole row, the key a projection of it, as of a small transformer layer
-    mixture   its row up to itself and its column;  what is above, column by column, and each row before, left and right
-              of its column
+    fixed     the token's row up to itself;  each earlier row
+    log       itself;  for each 1 bit l of its position, the block of 2^l tokens that ends where bits 0 to l are 0
+    axial     its row up to itself;  for each earlier row, the token of its column, which summarizes its row: the value
+              is the result of its attention to its row, the key a projection of it, as in a small transformer layer
+    mixture   its row up to itself and its column;  each other column in earlier rows, and each earlier row left and
+              right of its column
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from layers.tokens import Continuation, Tokens
 from pallas_kernels import attention, masks, merge
 
 Part = tuple[jax.Array, jax.Array]
-"""What queries find among some keys, and the log-sum-exp of their scores."""
+"""Attention outputs of queries over some keys, and the log-sum-exp of their logits."""
 Kind = Literal["row", "column", "others", "above"]
 PATTERNS = ("fixed", "log", "axial", "mixture")
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(masks.Pattern):
-    """Keys of the query's row up to itself ("row"), of its column in rows above ("column"), of its row in other columns
-    ("others"), or whose place, that of a row, is above its own ("above"); it compares by value.
+    """Mask: keys of the query's row up to itself ("row"), of its column in earlier rows ("column"), of its row in other
+    columns ("others"), or keys that stand for earlier rows ("above"). Instances compare by value.
     """
 
     columns: int
@@ -62,11 +62,11 @@ class Grid(masks.Pattern):
 
 @struct.dataclass
 class CombinerCache(TokenCache):
-    """Of each token read so far.
+    """Queries, keys and values of the tokens read so far.
 
     Attributes:
       query, key, value: (batch, capacity, heads, head_dim).
-      tokens: (batch, capacity, features), what they are projections of; of other patterns than "axial" (..., 0).
+      tokens: (batch, capacity, features), the input of the projections; (..., 0) for patterns other than "axial".
     """
 
     query: jax.Array
@@ -76,17 +76,17 @@ class CombinerCache(TokenCache):
 
 
 class _Whole:
-    """All tokens ask: rows and columns are batches of their own."""
+    """Queries are all tokens: rows and columns are folded into the batch."""
 
     def __init__(self, q: jax.Array, segment: int):
         self.q, self.segment = q, segment
         self.columns = jnp.arange(segment)[:, None]
 
     def find(self, kind: Kind, k: jax.Array, v: jax.Array) -> Part:
-        """Among keys and values (batch, rows, columns, heads, head_dim), or of "above" (batch, rows, heads,
+        """Attention to keys and values (batch, rows, columns, heads, head_dim), for "above" (batch, rows, heads,
         head_dim).
         """
-        if kind == "above":  # tokens of a row are as heads more that see the same
+        if kind == "above":  # tokens of a row see the same keys, so they are folded into the heads
             y, lse = _strictly(jnp.moveaxis(self.q, 2, 3).reshape(*k.shape[:2], -1, k.shape[-1]), k, v)
             shape = (*k.shape[:3], self.segment)
             return jnp.moveaxis(y.reshape(*shape, -1), 3, 2), jnp.moveaxis(lse.reshape(shape), 3, 2)
@@ -100,13 +100,13 @@ class _Whole:
         else:
             y, lse = attention(*folded, mask=~jnp.eye(self.segment, dtype=bool)[None, None], return_lse=True)
         y, lse = y.reshape(q.shape), lse.reshape(q.shape[:-1])
-        if kind == "others":  # the first row has none above it
+        if kind == "others":  # the first row has no earlier one
             lse = jnp.where(jnp.arange(lse.shape[1])[:, None, None] > 0, lse, -jnp.inf)
         return (jnp.swapaxes(y, 1, 2), jnp.swapaxes(lse, 1, 2)) if turned else (y, lse)
 
 
 class _Next:
-    """A few tokens ask, (batch, new, heads, head_dim), which are at ``places``."""
+    """Queries are a few new tokens, (batch, new, heads, head_dim), at positions ``places``."""
 
     def __init__(self, q: jax.Array, segment: int, places: jax.Array):
         self.q, self.segment, self.places = q, segment, places
@@ -123,7 +123,7 @@ class _Next:
 
 
 def _strictly(q: jax.Array, k: jax.Array, v: jax.Array) -> Part:
-    """Causal attention to the tokens before, without the token itself."""
+    """Causal attention to earlier tokens, excluding the token itself."""
     y, lse = attention(q[:, 1:], k[:, :-1], v[:, :-1], causal=True, return_lse=True)
     first = ((0, 0), (1, 0), (0, 0))
     return jnp.pad(y, (*first, (0, 0))), jnp.pad(lse, first, constant_values=-jnp.inf)
@@ -135,8 +135,8 @@ def _joined(a: jax.Array) -> jax.Array:
 
 
 class RowSummary(Module):
-    """Keys of rows: W' norm(x + W y) of what tokens y found in their rows. Parameters: ``out``, ``key`` (linear) and
-    ``norm``.
+    """Row keys W' norm(x + W y), where y is the output of each token's attention to its row. Parameters: ``out``,
+    ``key`` (linear) and ``norm``.
     """
 
     def __init__(self, features: int, inner: int, **options: Any):
@@ -152,13 +152,13 @@ class RowSummary(Module):
 
 @register_mixer("combiner_attention")
 class CombinerAttention(ProjectedAttention):
-    """Attention to all tokens before, through summaries of spans of them.
+    """Causal attention to all earlier tokens, partly through summaries of spans.
 
-    It looks back only, and reads piece by piece what it reads at once: the state holds all tokens, of whose spans each
-    call makes the summaries anew. A call costs as much as attention to all that was read. The paper's bidirectional
-    form of "fixed" and "axial" is not here: a model that needs one reads both ways (``layers.Bidirectional``).
+    It is causal only, and streaming is exact: the state holds all tokens, and each call recomputes the summaries of
+    their spans. A call therefore costs as much as attention to everything read so far. The paper's bidirectional forms
+    of "fixed" and "axial" are not included: use ``layers.Bidirectional`` instead.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and for "axial" ``summary.*``.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``summary.*`` for "axial".
     """
 
     paper = (145,)
@@ -176,12 +176,12 @@ class CombinerAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          pattern: which tokens a token sees directly, and which spans.
-          segment: S, tokens of a row: near the square root of the length, the cost is least. "log" has none.
-          head_dim, options: as of :class:`ProjectedAttention`, without biases by default.
+          pattern: which tokens a token sees directly, and which spans: see the module's docstring.
+          segment: S, tokens per row; the cost is smallest near the square root of the length. "log" does not use it.
+          head_dim, options: as in :class:`ProjectedAttention`, without biases by default.
 
         Raises:
-          ValueError: features not divisible by num_heads, an unknown pattern, or no tokens in a row.
+          ValueError: features not divisible by num_heads, an unknown pattern, or a segment below 1.
         """
         if pattern not in PATTERNS or segment < 1:
             raise ValueError(
@@ -244,7 +244,7 @@ class CombinerAttention(ProjectedAttention):
         return self._attend(_Next(q, self.segment, after.positions), *rows), state
 
     def _attend(self, asking: _Whole | _Next, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
-        """What those who ask find among tokens in rows, (batch, rows, columns, ...)."""
+        """Head outputs of the queries ``asking`` over tokens laid out in rows, (batch, rows, columns, ...)."""
         parts = [asking.find("row", k, v)]
         if self.pattern == "fixed":
             spans = attention(*(a.reshape(-1, *a.shape[2:]) for a in (q.max(2, keepdims=True), k, v)))
@@ -264,10 +264,10 @@ class CombinerAttention(ProjectedAttention):
         return merge(parts)[0]
 
     def _by_bits(self, q: jax.Array, places: jax.Array, qs: jax.Array, ks: jax.Array, vs: jax.Array) -> jax.Array:
-        """The pattern "log": what ``q`` at ``places`` (batch or 1, new) find among all tokens.
+        """The pattern "log": head outputs of queries ``q`` at positions ``places`` (batch or 1, new) over all tokens.
 
         Args:
-          qs, ks, vs: (batch, length, heads, head_dim), the token at each place.
+          qs, ks, vs: (batch, length, heads, head_dim), queries, keys and values in the order of positions.
         """
         batch, length, heads, width = ks.shape
         wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -276,7 +276,7 @@ class CombinerAttention(ProjectedAttention):
         def score(keys: jax.Array) -> jax.Array:
             return jnp.einsum("bnhd,bnhd->bnh", q.astype(wide), keys.astype(wide)) * width**-0.5
 
-        here = jnp.minimum(places, length - 1)  # padding may be beyond
+        here = jnp.minimum(places, length - 1)  # padding may be out of range
         logits, values = [score(ks[rows, here])], [vs[rows, here]]
         for level in range((length - 1).bit_length()):
             size, count = 2**level, length >> level
@@ -292,14 +292,14 @@ class CombinerAttention(ProjectedAttention):
 
 
 def _in_rows(a: jax.Array, columns: int) -> jax.Array:
-    """(batch, length, ...) as (batch, rows, columns, ...), zeros at the end."""
+    """Reshapes (batch, length, ...) to (batch, rows, columns, ...), padding with zeros."""
     batch, length, *rest = a.shape
     padded = jnp.pad(a, ((0, 0), (0, -length % columns), *[(0, 0)] * len(rest)))
     return padded.reshape(batch, -(-length // columns), columns, *rest)
 
 
 def _running(q: jax.Array, k: jax.Array, v: jax.Array, *, axis: int) -> Part:
-    """Keys and values of the spans along an axis that end at each place."""
+    """Keys and values of the spans along an axis that end at each position."""
     top, keys = (jax.lax.cummax(a, axis=axis) for a in (q, k))
     parts = [jnp.swapaxes(a, axis, 2) for a in (top, k, v)]
     found = attention(*(a.reshape(-1, *a.shape[2:]) for a in parts), causal=True)
@@ -307,7 +307,7 @@ def _running(q: jax.Array, k: jax.Array, v: jax.Array, *, axis: int) -> Part:
 
 
 def _shifted(a: jax.Array, step: int, *, axis: int) -> jax.Array:
-    """Each place has what the one ``step`` before it had; zeros at the end that has none."""
+    """Shifts entries by ``step`` along ``axis``, filling with zeros."""
     moved = jnp.roll(a, step, axis)
     place = jnp.arange(a.shape[axis]).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
     return jnp.where(place == (0 if step > 0 else a.shape[axis] - 1), 0, moved)

@@ -1,14 +1,14 @@
 """Dilated attention: LongNet: Scaling Transformers to 1,000,000,000 Tokens (J. Ding et al., 2023, arXiv:2307.02486).
 
-For each pair of a segment length w and a rate r, the sequence is cut into segments of w tokens, of
-which a head keeps every r-th, from an offset of its own on; those attend to each other (section 2.2):
+For each pair of a segment length w and a dilation rate r, the sequence is divided into segments of w tokens, of which
+each head keeps every r-th, starting at its own offset; the kept tokens attend to each other (section 2.2):
 
     O_i = Attention(every r_i-th token of a segment of w_i),   O = sum_i s_i / (sum_j s_j) O_i
 
-with s_i the softmax denominator of O_i, as if one softmax ran over all keys that any pair shows. The
-weights carry gradients. With w and r growing by the same factor the cost is linear in length and what is
-seen grows with distance. The head j of H has the offset j // ceil(H / r), which is torchscale's order
-of heads; the paper's j mod r is the same up to a permutation of heads where r divides H.
+with s_i the softmax denominator of O_i, as if one softmax ran over the keys of all pairs. Gradients flow through these
+weights. If w and r grow by the same factor, the cost is linear in the length, and attention becomes sparser with
+distance. Head j of H has the offset j // ceil(H / r), torchscale's order of heads; the paper's j mod r is the same up
+to a permutation of heads if r divides H.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ from primitives import sequence
 
 @struct.dataclass
 class DilatedCache:
-    """What later tokens of the current segments may attend to.
+    """Keys and values of the current segments, which later tokens may attend to.
 
     Attributes:
-      keys, values: for each pair, (batch, heads, places, head_dim); a token's place is its position in the segment //
-        rate.
-      length: (batch,) int32, tokens read of each row's current document.
-      segment: (batch,) int32, that document.
+      keys, values: for each pair, (batch, heads, slots, head_dim); slot = position in the segment // rate.
+      length: (batch,) int32, tokens of each row's current document read so far.
+      segment: (batch,) int32, id of the document.
     """
 
     keys: tuple[jax.Array, ...]
@@ -52,19 +51,18 @@ class DilatedCache:
 
 @register_mixer("dilated_attention")
 class DilatedAttention(ProjectedAttention):
-    """Attention within segments, to every token of the short ones and ever fewer of the long ones.
+    """Attention within segments: dense in short segments, and sparser the longer the segment.
 
     Segments are counted from the first token of the row, or of the document. A sequence shorter than a segment is one
-    segment. Documents of a row must begin at multiples of every rate, so that their heads keep the tokens that they
-    keep in a row of their own; in :meth:`extend` they may begin anywhere.
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` where
-      asked for.
+    segment. Documents of a row must begin at multiples of every rate, so that heads keep the same tokens as in a row of
+    their own; in :meth:`extend` they may begin anywhere. Parameters: ``query``, ``key``, ``value``, ``out`` (linear),
+    and ``query_norm``, ``key_norm``, ``inner_norm`` if enabled.
     """
 
     supports_causal = True
     refusals: ClassVar[Mapping[str, str]] = {
-        "segment_ids": "its segments are not multiples of their rates, so that documents keep other tokens than alone: "
-        "choose others, or rows of one document"
+        "segment_ids": "its segments are not multiples of their rates, so heads would keep other tokens of a document: "
+        "choose multiples, or give each document a row of its own"
     }
     paper = (131,)
     weighs_values = True
@@ -80,10 +78,11 @@ class DilatedAttention(ProjectedAttention):
         **options: Unpack[RotaryHeadOptions],
     ):
         """Args:
+          causal: whether a token sees only earlier ones and itself.
           segments, rates: w and r of each pair.
-          inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as
-            torchscale has it.
-          options: as of :class:`ProjectedAttention`.
+          inner_norm: whether a layer norm precedes the output projection (Foundation Transformers, arXiv:2210.06423),
+            as in torchscale.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or pairs that don't fit together.
@@ -115,7 +114,7 @@ class DilatedAttention(ProjectedAttention):
         return 1.0  # beyond the longest segment
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        """As :meth:`ProjectedAttention.core`; positions turn the rotary embedding alone."""
+        """As :meth:`ProjectedAttention.core`; positions affect only the rotary embedding."""
         mask, length = tokens.mask, x.shape[1]
         if tokens.segment_ids is None:
             parts = [self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]
@@ -134,10 +133,10 @@ class DilatedAttention(ProjectedAttention):
     def _anywhere(
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int
     ) -> Part:
-        """One pair, on one device or on several that share the sequence (section 3.1 of the paper).
+        """Attention of one pair, on one device or on several that share the sequence (section 3.1 of the paper).
 
-        Segments within a device's part stay there; of longer ones only the kept keys and values travel, among the
-        devices of a segment.
+        Segments within one device's part are computed there; for longer ones only the kept keys and values are
+        exchanged, among the devices of the segment.
         """
         length, count = q.shape[1], sequence.parts()
         local, size = length // count, min(segment, length)
@@ -154,7 +153,7 @@ class DilatedAttention(ProjectedAttention):
     def _shared_pair(
         self, devices: int, rate: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
     ) -> Part:
-        """A device's part of segments that each cover ``devices`` of them."""
+        """One device's part of segments that each span ``devices`` devices."""
         batch, length, heads, _ = q.shape
         places, rows, heads_index = length // rate, self._offsets(rate), np.arange(heads)
         first = jax.lax.axis_index(sequence.AXIS) % devices * places
@@ -182,7 +181,7 @@ class DilatedAttention(ProjectedAttention):
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def _pair(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int) -> Part:
-        """The whole sequence at one segment length and rate; -inf and 0 for the tokens that a head leaves out."""
+        """Outputs and log-sum-exp of one pair over the whole sequence; 0 and -inf for the tokens that a head skips."""
         batch, length, heads, _ = q.shape
         size = min(segment, length)
         count, places = -(-length // size), -(-size // rate)
@@ -206,7 +205,7 @@ class DilatedAttention(ProjectedAttention):
             return a[:, :size].reshape(batch, count * size, *a.shape[2:])[:, :length]
 
         real = None
-        # Causal tokens never see what is past the end.
+        # Causal tokens never see padding at the end.
         if not self.causal and (mask is not None or count * size > length or places * rate > size):
             shown = jnp.ones((batch, length), bool) if mask is None else mask
             real = jnp.moveaxis(cut(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None]
@@ -224,11 +223,11 @@ class DilatedAttention(ProjectedAttention):
         segment: int,
         rate: int,
     ) -> Part:
-        """As :meth:`_pair` for documents, whose segments may begin at any multiple of the rate: a band of kept tokens,
-        which see their own segment.
+        """:meth:`_pair` for rows of several documents, whose segments may begin at any multiple of the rate: banded
+        attention of the kept tokens, restricted to their own segment.
 
         Args:
-          places: (batch, length) int32, of the tokens in their documents.
+          places: (batch, length) int32, positions of the tokens in their documents.
         """
         batch, length, heads, _ = q.shape
         rows, heads_index = self._offsets(rate), np.arange(heads)
@@ -242,7 +241,7 @@ class DilatedAttention(ProjectedAttention):
             wide = wide.at[:, :, rows, heads_index].set(a, unique_indices=True)
             return wide.reshape(batch, -1, *a.shape[2:])[:, :length]
 
-        # A segment goes by the place of its first token in the row.
+        # A segment is identified by the index of its first token in the row.
         first = (jnp.arange(length, dtype=jnp.int32) - places % segment)[:, ::rate]
         shown = jnp.ones((batch, length), bool) if mask is None else mask
         reach = segment // rate - 1
@@ -254,8 +253,8 @@ class DilatedAttention(ProjectedAttention):
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> DilatedCache:
-        """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those
-        are fewer.
+        """An empty state with slots for the current segment of every pair: its length / rate, or fewer if
+        ``max_length`` is shorter than the segment.
         """
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
@@ -294,7 +293,7 @@ class DilatedAttention(ProjectedAttention):
             offset = jnp.asarray(self._offsets(rate), jnp.int32)[:, None]
             inside = (positions % segment)[:, None]
             kept = inside % rate == offset  # (batch, heads, new)
-            # The position of the token in each place: the last one read that belongs there, negative if there was none.
+            # The position of the token in each slot: the last one read that belongs there, negative if there was none.
             first = offset + rate * jnp.arange(places)
             cached = first + segment * ((state.length[:, None, None] - 1 - first) // segment)
             cached = jnp.where(first < segment, cached, -1)
@@ -303,7 +302,7 @@ class DilatedAttention(ProjectedAttention):
             seen = (shown >= 0) & (shown <= here) & (shown // segment == here // segment) & kept[..., None]
             stays = kept & real[:, None] & (positions >= length[:, None] - segment)[:, None]
             if begun is not None:
-                # What is cached is of the document before the first that begins here.
+                # The cached tokens belong to the document before the first one that begins here.
                 own = jnp.concatenate([jnp.zeros((batch, places), jnp.int32), begun], 1)
                 seen &= (begun[:, :, None] == own[:, None])[:, None]
                 stays &= (begun == begun[:, -1:])[:, None]
@@ -316,7 +315,7 @@ class DilatedAttention(ProjectedAttention):
                     return_lse=True,
                 )
             )
-            # Of tokens that share a place only the last stays; the rest are sent out of bounds and dropped.
+            # If tokens share a slot, only the last is kept; the others get an index out of bounds and are dropped.
             place = jnp.where(stays, inside // rate, places)
             keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
             values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))

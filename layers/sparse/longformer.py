@@ -6,8 +6,8 @@ With G the global tokens and w the window,
     y_i = softmax(q_i k_j / sqrt(d)) v_j  over j in G and |i - j| <= w / 2         i not in G
     y_i = softmax(q'_i k'_j / sqrt(d)) v'_j  over all j                            i in G
 
-where q', k', v' are projections of their own. A global token inside the window counts once. The cost is linear in
-length: a band, a few keys for all queries, and a few queries for all keys, of which the first two share one softmax.
+where q', k', v' are separate projections. A global token inside the window counts only once. The cost is linear in the
+length: a band, a few keys for all queries, and a few queries for all keys; the first two share one softmax.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ GLOBAL = 1
 
 @register_mixer("longformer_attention")
 class LongformerAttention(ProjectedAttention):
-    """Attention within a sliding window, and to and from global tokens: those of role 1.
+    """Sliding-window attention, plus attention to and from global tokens, those with role 1.
 
-    Without roles no token is global. A row may have ``max_global`` of them. One that has more is refused outside
-    ``jit``; inside, where roles are not known, its output is not-a-number.
+    Without roles no token is global. A row may have up to ``max_global`` of them. A row with more raises an error
+    outside ``jit``; under ``jit``, where roles are not known, its output is NaN.
 
     Parameters: ``query``, ``key``, ``value``, ``global_query``, ``global_key``, ``global_value``, ``out`` (linear).
     """
@@ -59,12 +59,13 @@ class LongformerAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          head_dim, options: as of :class:`ProjectedAttention`.
+          head_dim, options: as in :class:`ProjectedAttention`.
           window: w; a token sees w // 2 tokens on each side, and itself.
-          max_global: most global tokens of a row. Time and memory grow with it, however many there are.
+          max_global: maximum number of global tokens in a row. Time and memory grow with it, regardless of the actual
+            number.
 
         Raises:
-          ValueError: features not divisible by num_heads, a negative window, or no room for a global token.
+          ValueError: features not divisible by num_heads, a negative window, or ``max_global`` below 1.
         """
         if window < 0 or max_global < 1:
             raise ValueError(f"the window must be at least 0 and max_global at least 1; got {window} and {max_global}")
@@ -97,7 +98,7 @@ class LongformerAttention(ProjectedAttention):
         marked = (tokens.roles == GLOBAL) & real
         slots = min(self.max_global, x.shape[1])
         fits = self._fits(marked, slots)
-        order = jnp.argsort(~marked, axis=1, stable=True)[:, :slots]  # the places of global tokens, then of others
+        order = jnp.argsort(~marked, axis=1, stable=True)[:, :slots]  # positions of global tokens, then of others
 
         def gather(a: jax.Array) -> jax.Array:
             return jnp.take_along_axis(a, order.reshape(order.shape + (1,) * (a.ndim - 2)), axis=1)
@@ -116,7 +117,7 @@ class LongformerAttention(ProjectedAttention):
         return jnp.where(fits[:, None, None, None], y, jnp.nan)
 
     def _weights(self, x: jax.Array, q: jax.Array, k: jax.Array, tokens: Tokens) -> jax.Array:
-        """The weights of all tokens, (batch, heads, length, length)."""
+        """The attention weights of all tokens, (batch, heads, length, length)."""
         real = jnp.ones(x.shape[:2], bool) if tokens.mask is None else tokens.mask
         marked = jnp.zeros_like(real) if tokens.roles is None else (tokens.roles == GLOBAL) & real
         place = jnp.arange(x.shape[1])
@@ -132,7 +133,11 @@ class LongformerAttention(ProjectedAttention):
 
     @staticmethod
     def _fits(marked: jax.Array, slots: int) -> jax.Array:
-        """Bool (batch,): rows that have no more global tokens than there are slots."""
+        """Bool (batch,): True for rows with at most ``slots`` global tokens.
+
+        Raises:
+          ValueError: a row has more (outside ``jit``, where roles are known).
+        """
         count = marked.sum(1)
         if not isinstance(count, jax.core.Tracer) and (most := int(count.max())) > slots:
             raise ValueError(

@@ -1,13 +1,14 @@
 """LSG attention: LSG Attention: Extrapolation of pretrained Transformers to long sequences (Condevaux and Harispe,
 2022, arXiv:2210.15497), section 3.
 
-After the global tokens the sequence is cut into blocks. The tokens of block t attend, in one softmax, to
+After the global tokens, the sequence is divided into blocks. The tokens of block t attend, in one softmax, to
 
-    global tokens;    blocks t - 1, t, t + 1;    as many sparse tokens on each side of these, the nearest
+    global tokens;    blocks t - 1, t, t + 1;    the nearest ``sparse_block`` sparse tokens on each side of these
 
-and global tokens to all. Sparse tokens stand for f tokens each, by head: the keys of largest norm in each block
-("norm"), means of f ("pooling"), means weighted by what the first token would attend to ("first"), every f-th token,
-from another one on in each head ("stride"), or another run of each block ("block_stride").
+and global tokens attend to all. Each sparse token stands for f tokens, per head: the tokens whose keys have the largest
+norm in each block ("norm"), means of f tokens ("pooling"), means weighted by the attention of the first token
+("first"), every f-th token, with another offset in each head ("stride"), or another run of consecutive tokens of each
+block in each head ("block_stride").
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ KINDS = ("norm", "pooling", "first", "stride", "block_stride", "none")
 
 @register_mixer("lsg_attention")
 class LSGAttention(ProjectedAttention):
-    """Softmax attention to local, sparse and global tokens, in time linear in the length; weights of models that attend
-    to all tokens go on working.
+    """Softmax attention to local, sparse and global tokens, in time linear in the length. Weights of models with full
+    attention can be used without retraining.
 
-    Of at most two blocks, all tokens attend to all. It is bidirectional only: sparse tokens of later blocks are seen,
-    and the authors' causal form generates with attention to all tokens. Of the authors' kinds of sparse tokens clusters
-    by hashing are left out, which draw new hashes at each call.
+    Sequences of at most two blocks use full attention. It is bidirectional only: sparse tokens of later blocks are
+    visible, and the authors' causal form generates with full attention. The authors' sparse tokens from LSH clusters
+    are not included, because they sample new hashes at each call.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -59,15 +60,17 @@ class LSGAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_global: the first tokens of the sequence, which see all and are seen by all.
+          num_global: number of global tokens, the first of the sequence, which attend to all and are attended to by
+            all.
           block: tokens of a block.
-          sparse_block: sparse tokens that a block sees on each side; None: as many as a block has tokens.
-          factor: f, tokens that a sparse token stands for.
-          sparsity: how sparse tokens are made; "none" for none.
-          head_dim, options: as of :class:`ProjectedAttention`.
+          sparse_block: number of sparse tokens that a block attends to on each side; None for ``block``.
+          factor: f, number of tokens per sparse token.
+          sparsity: kind of sparse tokens; "none" for none.
+          head_dim, options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads, an unknown kind, or sizes that do not divide each other.
+          ValueError: features not divisible by num_heads, an unknown kind, or sizes that are too small or do not divide
+            each other.
         """
         sparse_block = block if sparse_block is None else sparse_block
         if sparsity not in KINDS or num_global < 0 or min(block, sparse_block, factor) < 1:
@@ -152,7 +155,7 @@ class LSGAttention(ProjectedAttention):
         return keys, values, jnp.take_along_axis(jnp.swapaxes(real, 1, 2), index, 1)
 
     def _strides(self, length: int, heads: int) -> np.ndarray:
-        """The places of sparse tokens that do not depend on keys: (length / factor, heads) int32."""
+        """Positions of sparse tokens that do not depend on keys: (length / factor, heads) int32."""
         factor, block, head = self.factor, self.block, np.arange(heads, dtype=np.int32)
         if self.sparsity == "stride":
             return np.arange(0, length, factor, dtype=np.int32)[:, None] + head % factor
@@ -161,8 +164,8 @@ class LSGAttention(ProjectedAttention):
         return (starts[:, None, None] + run % block).reshape(-1, heads)
 
     def _far(self, a: jax.Array, count: int) -> jax.Array:
-        """Of sparse tokens (batch, all, ...) those before and after the neighbors of each block: (batch, count, 2
-        sparse_block, ...); zeros, which are no real tokens, beyond the ends.
+        """Selects the sparse tokens before and after the neighbors of each block: (batch, all, ...) to (batch, count, 2
+        * sparse_block, ...); zeros, which are masked, beyond the ends.
         """
         step, most = self.block // self.factor, self.sparse_block
         before = (np.arange(count)[:, None] - 1) * step - most + np.arange(most)
@@ -173,7 +176,7 @@ class LSGAttention(ProjectedAttention):
 
 
 def _near(a: jax.Array, block: int) -> jax.Array:
-    """Each block and its neighbors: (batch, length, ...) to (batch, blocks, 3 block, ...), zeros beyond the ends."""
+    """Each block with its neighbors: (batch, length, ...) to (batch, blocks, 3 * block, ...), zeros beyond the ends."""
     blocks = a.reshape(a.shape[0], -1, block, *a.shape[2:])
     padded = jnp.pad(blocks, ((0, 0), (1, 1), *[(0, 0)] * (blocks.ndim - 2)))
     return jnp.concatenate([padded[:, :-2], blocks, padded[:, 2:]], 2)

@@ -1,18 +1,20 @@
 """LSH attention: Reformer: The Efficient Transformer (Kitaev et al., ICLR 2020, arXiv:2001.04451), section 2.
 
-Queries and keys are the same vectors, but for the length of the keys, so that a token attends to those whose vectors
-point where its own does. In each of several rounds tokens are put into buckets by random rotations R,
+Queries and keys are the same vectors, with keys normalized to length 1, so a token attends to tokens whose vectors have
+a similar direction. In each of several rounds, tokens are hashed into buckets by random rotations R,
 
     q_i = W x_i,   k_j = q_j / |q_j|,   h(i) = argmax [q_i R; -q_i R]
 
-sorted by bucket and then by place, and cut into chunks; a token attends to its own chunk and the one before, whatever
-their buckets, to itself only where there is nothing else. Rounds are weighted by their sums of e^score:
+sorted by bucket and then by position, and divided into chunks. A token attends to its own chunk and the previous one,
+regardless of their buckets, and to itself only if there is no other token. The outputs of the rounds are weighted by
+their sums of e^score, with z their logarithms:
 
     o_i = sum_r e^(z_r,i) o_r,i / sum_r e^(z_r,i)
 
-Scores have no 1/sqrt(head_dim), as in the authors' code and transformers': the keys have length 1.
+The logits have no factor 1/sqrt(head_dim), as in the authors' code and transformers, because keys have length 1.
 
-Axial position embeddings and reversible layers, the rest of the paper, save memory and are not here: remat=True does.
+The paper's other parts, axial position embeddings and reversible layers, save memory and are not included; use
+remat=True.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ from layers.mixer import Mixer, register_mixer, without_padding
 from layers.tokens import Continuation, Tokens, continued
 
 SELF, HIDDEN = -1e5, -1e9
-"""Scores of a token with itself, and with one that it does not see."""
+"""Logits of a token with itself, and with a token that it does not see."""
 
 
 @struct.dataclass
 class LSHCache(TokenCache):
-    """Tokens read so far.
+    """Cache of the tokens read so far.
 
     Attributes:
-      shared, value: (batch, capacity, heads, head_dim), queries that are keys too, and values.
-      bucket: (batch, capacity, heads, rounds) int32.
+      shared, value: (batch, capacity, heads, head_dim), the shared query-key vectors, and values.
+      bucket: (batch, capacity, heads, rounds) int32, bucket of each token.
     """
 
     shared: jax.Array
@@ -52,14 +54,14 @@ class LSHCache(TokenCache):
 
 @register_mixer("lsh_attention")
 class LSHAttention(Mixer):
-    """Attention among tokens that hash alike.
+    """Attention among tokens with the same hash.
 
-    It streams by "selection": where chunks are cut depends on how many tokens of each bucket there are, later ones
-    included, though none is ever attended to by an earlier one. ``extend`` reads by the buckets themselves, of which
-    chunks are the cheap form: a token attends to all before it that share its bucket in a round, for tokens that have
-    passed can't be cut anew.
+    It streams by "selection": the chunk boundaries depend on the number of tokens in each bucket, later ones included,
+    though a token never attends to a later one. ``extend`` uses the buckets themselves, which the chunks approximate: a
+    token attends to all earlier tokens that share its bucket in a round, because past tokens can't be divided into new
+    chunks.
 
-    Parameters: ``query_key``, ``value``, ``out`` (linear, without biases unless asked for).
+    Parameters: ``query_key``, ``value``, ``out`` (linear, without biases by default).
     """
 
     supports_causal = True
@@ -80,17 +82,17 @@ class LSHAttention(Mixer):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          chunk: tokens that attend to each other and to the chunk before; rows of no more attend to all.
-          rounds: of hashing.
-          buckets: an even number, or the factors of one, each with rotations of its own; None: twice as many as a row,
-            padding included, has chunks, down to a power of two, or two factors of that where it is above 128.
-          wrap: the chunk before the first is the last one of the round before, as in the authors' code and
-            transformers', so that padding changes what the first tokens see; else there is none.
-          seed: of the rotations, which are drawn once; the authors draw them anew at each call.
-          head_dim, options: heads, and biases, of which there are none by default.
+          chunk: tokens of a chunk; in rows of at most ``chunk`` tokens all attend to all.
+          rounds: number of hashing rounds.
+          buckets: number of buckets, even, or its factors, each even and with its own rotations; None: twice the number
+            of chunks of a row (padding included), rounded down to a power of two, as two factors if above 128.
+          wrap: the first chunk of a round also attends to the last chunk of the previous round, as in the authors' code
+            and transformers, so padding changes what the first tokens see; if False, it has no previous chunk.
+          seed: seed of the rotations, which are sampled once; the authors resample them at each call.
+          head_dim, options: as in :class:`ProjectedAttention`, without biases by default.
 
         Raises:
-          ValueError: features not divisible by num_heads, no tokens in a chunk, no rounds, or an odd number of buckets.
+          ValueError: features not divisible by num_heads, a chunk or rounds below 1, or an odd number of buckets.
         """
         heads = options["num_heads"]
         if head_dim is None and features % heads:
@@ -127,7 +129,7 @@ class LSHAttention(Mixer):
         mask = jnp.ones(x.shape[:2], bool) if tokens.mask is None else tokens.mask
         mask = jnp.pad(mask, ((0, 0), (0, more)))
         bucket = jnp.moveaxis(self.hash(q, length), 1, 3)  # (batch, heads, rounds, length)
-        # What is padding comes last, and chunks of what is real are those of the row alone.
+        # Padding is sorted last, so that real tokens are in the same chunks as without padding.
         order = jnp.argsort(jnp.where(mask[:, None, None], bucket, jnp.iinfo(jnp.int32).max), axis=-1, stable=True)
         shape = (*order.shape[:2], -1, self.chunk)
         flat = order.reshape(*order.shape[:2], -1)
@@ -181,8 +183,8 @@ class LSHAttention(Mixer):
         return self._finish(jnp.moveaxis(y, 1, 2), x), state
 
     def hash(self, shared: jax.Array, length: int) -> jax.Array:
-        """The buckets (batch, length, heads, rounds) int32 of vectors (batch, length, heads, head_dim), in rows of
-        ``length`` tokens.
+        """Buckets, int32 (batch, length, heads, rounds), of vectors (batch, length, heads, head_dim); ``length`` sets
+        the default number of buckets.
         """
         factors = self.buckets or _factors(length, self.chunk)
         rotations = _rotations(self.seed, (self.num_heads, self.head_dim, self.rounds, sum(factors) // 2))
@@ -202,7 +204,7 @@ class LSHAttention(Mixer):
 
     @staticmethod
     def _scores(q: jax.Array, shared: jax.Array) -> jax.Array:
-        """Float32 (..., queries, keys), of vectors (..., count, head_dim)."""
+        """Logits, float32 (..., queries, keys), of vectors (..., count, head_dim)."""
         q, k = q.astype(jnp.float32), shared.astype(jnp.float32)
         k = k * jax.lax.rsqrt(jnp.mean(jnp.square(k), -1, keepdims=True) + 1e-6) / math.sqrt(k.shape[-1])
         return jnp.einsum("...id,...jd->...ij", q, k)
@@ -210,15 +212,15 @@ class LSHAttention(Mixer):
     def _attend(
         self, q: jax.Array, v: jax.Array, index: jax.Array, mask: jax.Array | None, *, near: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """What tokens find in their chunk and, where ``near``, in that before.
+        """Attention of tokens to their chunk and, if ``near``, to the previous one.
 
         Args:
-          q, v: (batch, heads, chunks, size, head_dim), of all rounds.
-          index: (batch, heads, chunks, size), their places in the row.
+          q, v: (batch, heads, chunks, size, head_dim), the chunks of all rounds.
+          index: (batch, heads, chunks, size), positions of the tokens in the row.
           mask: bool (batch, length).
 
         Returns:
-          Float32 (batch, heads, chunks, size, head_dim), and the logarithm of the sum of e^score.
+          The outputs, float32 (batch, heads, chunks, size, head_dim), and the log-sum-exp of the logits.
         """
 
         def both(a: jax.Array) -> jax.Array:
@@ -245,20 +247,20 @@ class LSHAttention(Mixer):
 
 
 def _weighed(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Means of values by a softmax of scores, and the logarithm of its sum.
+    """Softmax-weighted means of the values, and the log-sum-exp of the scores.
 
-    Weights are not e^(score - total): among scores of -1e5 float32 has steps of 0.008.
+    The weights are not computed as e^(score - total), because near -1e5 float32 has a resolution of only 0.008.
     """
     return jnp.einsum("...ij,...jd->...id", jax.nn.softmax(scores, -1), values), jax.nn.logsumexp(scores, -1)
 
 
 def _factors(length: int, chunk: int) -> tuple[int, ...]:
-    """Numbers of buckets for rows of ``length`` tokens."""
+    """Default factors of the number of buckets for rows of ``length`` tokens."""
     power = max((2 * -(-length // chunk)).bit_length() - 1, 1)
     return (2**power,) if power <= 7 else (2 ** (power // 2), 2 ** (power - power // 2))
 
 
 @functools.cache
 def _rotations(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers, float32."""
+    """Standard normal samples, float32."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)

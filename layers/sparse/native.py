@@ -3,11 +3,11 @@ arXiv:2502.11089), section 3.
 
     y = g_c softmax(q K_c^T) V_c + g_s softmax(q K_s^T) V_s + g_w softmax(q K_w^T) V_w          logits / sqrt(d)
 
-K_c and V_c are one key and value for each block of tokens that ends at the query or before it; K_s those of the tokens,
-up to the query, of a few whole blocks: the first, the query's own, the one before it, and those that it attends to most
-in the first term, on average over the query heads that share a key head; K_w those of a window. The gates g are
-sigmoids, for each head. As in the code of flash-linear-attention a block's key and value are means, not made by an MLP
-of overlapping blocks.
+K_c and V_c hold one key and value per block of tokens that ends at the query or earlier. K_s and V_s are those of the
+tokens, up to the query, of a few whole blocks: the first, the query's own, the previous one, and those with the largest
+weights in the first term, averaged over the query heads that share a key head. K_w and V_w are those of a sliding
+window. The gates g are sigmoids per head. As in flash-linear-attention, the key and value of a block are means, not the
+output of an MLP over overlapping blocks.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from layers.tokens import Continuation, Tokens
 from pallas_kernels import attention, masks
 
 CHUNK = 128
-"""Queries whose selected keys are copied at once."""
+"""Number of queries whose selected keys are gathered at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WholeBlocks(masks.Pattern):
-    """Blocks, by their number, that end at the query or before it; it compares by value."""
+    """Mask over block indices: blocks that end at the query or earlier are visible. Instances compare by value."""
 
     block: int
 
@@ -42,14 +42,14 @@ class WholeBlocks(masks.Pattern):
 
 @register_mixer("native_sparse_attention")
 class NativeSparseAttention(ProjectedAttention):
-    """Attention to summaries of all blocks, to a few blocks, and to a window, added with gates.
+    """Gated sum of attention to summaries of all blocks, to a few selected blocks, and to a sliding window.
 
-    It looks back only, and which blocks are selected depends on nothing after the query: reading piece by piece is
-    exact. The state holds all tokens; their blocks' means are made anew at each call. Scores of blocks are as many as
-    tokens times blocks, and are kept for ``CHUNK`` queries at a time, as are copies of selected keys.
+    It is causal only, and the selection depends on nothing after the query, so streaming is exact. The state holds all
+    tokens; the block means are recomputed at each call. The logits of queries and blocks, and the gathered keys of
+    selected blocks, are held for ``CHUNK`` queries at a time.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``gate`` (features, 3 heads), and ``query_norm``,
-    ``key_norm`` where asked for.
+    ``key_norm`` if enabled.
     """
 
     supports_causal = True
@@ -67,9 +67,9 @@ class NativeSparseAttention(ProjectedAttention):
     ):
         """Args:
           block: tokens of a block.
-          selected: blocks that a query attends to wholly, at least the three that are always among them.
-          window: tokens that a query sees before it, itself one of them.
-          options: as of :class:`ProjectedAttention`, without biases by default.
+          selected: number of blocks that a query attends to in full, including the three that are always selected.
+          window: size of the sliding window, the query included.
+          options: as in :class:`ProjectedAttention`, without biases by default.
 
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or a size that is too small.
@@ -133,11 +133,12 @@ class NativeSparseAttention(ProjectedAttention):
         asking: dict[str, Any],
         near: jax.Array,
     ) -> jax.Array:
-        """What heads of ``q`` at ``places`` (batch or 1, new) find among tokens that are each at its place.
+        """Head outputs of queries ``q`` at positions ``places`` (batch or 1, new); keys and values are in order of
+        positions.
 
         Args:
-          asking: ``query_positions`` of the op where queries are not all tokens.
-          near: what they find in the window.
+          asking: ``query_positions`` of the op if the queries are not all tokens.
+          near: outputs of the sliding window.
         """
         batch, blocks = len(k), [_in_blocks(a, self.block) for a in (k, v)]
         whole = [a.astype(jnp.promote_types(a.dtype, jnp.float32)).mean(2).astype(a.dtype) for a in blocks]
@@ -156,7 +157,7 @@ class NativeSparseAttention(ProjectedAttention):
     def _selected(
         self, q: jax.Array, means: jax.Array, blocks: list[jax.Array], places: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What queries find in selected blocks, and which these are, (batch, new, kv_heads, selected), -1 for none."""
+        """Outputs over selected blocks, and their indices (batch, new, kv_heads, selected), -1 for none."""
         batch, new, heads, width = q.shape
         size = min(CHUNK, new)
         parts = -(-new // size)
@@ -176,7 +177,7 @@ class NativeSparseAttention(ProjectedAttention):
         return y.reshape(batch, new, heads, width), chosen
 
     def _choose(self, q: jax.Array, means: jax.Array, places: jax.Array) -> jax.Array:
-        """The blocks of each query, int32 (batch, new, kv_heads, selected), -1 for none."""
+        """The selected blocks of each query, int32 (batch, new, kv_heads, selected), -1 for none."""
         wide, count = jnp.promote_types(q.dtype, jnp.float32), means.shape[1]
         asked = self._grouped(q).astype(wide)
         logits = jnp.einsum("bnkgd,bckd->bnkgc", asked, means.astype(wide)) * self.head_dim**-0.5
@@ -191,7 +192,7 @@ class NativeSparseAttention(ProjectedAttention):
         return jnp.where(scores < 0, -1, chosen.astype(jnp.int32))
 
     def _in_chosen(self, q: jax.Array, blocks: list[jax.Array], chosen: jax.Array, places: jax.Array) -> jax.Array:
-        """What queries find in the tokens up to them of the chosen blocks, (batch, new, kv_heads, group, head_dim)."""
+        """Outputs over the tokens of the chosen blocks up to the query, (batch, new, kv_heads, group, head_dim)."""
         batch, new, kv_heads, _ = chosen.shape
         rows, heads = jnp.arange(batch)[:, None, None, None], jnp.arange(kv_heads)[:, None]
         index = jnp.maximum(chosen, 0)
@@ -208,12 +209,12 @@ class NativeSparseAttention(ProjectedAttention):
         return jnp.einsum("bnkgt,bnktd->bnkgd", weights, v.astype(wide)).astype(q.dtype)
 
     def _grouped(self, q: jax.Array) -> jax.Array:
-        """Query heads beside those that share their key head: (batch, new, kv_heads, group, head_dim)."""
+        """Query heads grouped by their key head: (batch, new, kv_heads, group, head_dim)."""
         return q.reshape(*q.shape[:2], self.num_kv_heads, -1, self.head_dim)
 
 
 def _in_blocks(a: jax.Array, block: int) -> jax.Array:
-    """(batch, length, ...) as (batch, blocks, block, ...), zeros at the end."""
+    """Reshapes (batch, length, ...) to (batch, blocks, block, ...), padding with zeros."""
     batch, length, *rest = a.shape
     padded = jnp.pad(a, ((0, 0), (0, -length % block), *[(0, 0)] * len(rest)))
     return padded.reshape(batch, -(-length // block), block, *rest)

@@ -1,17 +1,18 @@
 """Predicted sparse attention: Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision
 Transformers (Wei et al., CVPR 2023, arXiv:2303.13755), section 3.2.
 
-    C = softmax(D_q(q) (P_1^T D_k(k))^T / sqrt(heads))        the likeness of each query to r mixtures of all keys
-    S = top(C) |P_2|^T                                        scores of all keys, by what each mixture lights up
+    C = softmax(D_q(q) (P_1^T D_k(k))^T / sqrt(heads))        similarity of each query to r mixtures of all keys
+    S = top(C) |P_2|^T                                        scores of all keys, mapped back from the mixtures
     y = softmax(q k^T / sqrt(head_dim) where S is among the largest) v
 
-D_q and D_k halve the features of a head, P_1 and P_2 (tokens, r) are learned as they are, and only the largest
-coefficients of C and the entries of |P_2| above a threshold count. C is scaled by the number of heads, not their
-features, as in the authors' code. The class token sees all. Nothing comes back through the choice: what predicts learns
-from a loss that is reported, "attention_reconstruction", the mean over images and heads of the squared distance between
-C P_2^T and the weights of dense attention (the authors sum over both). Their first epochs attend to all: ``keep=1``.
+D_q and D_k halve the features of a head, P_1 and P_2 (tokens, r) are learned tables, and only the largest coefficients
+of C and the entries of |P_2| above a threshold count. The logits of C are scaled by the number of heads, not by the
+head size, as in the authors' code. Prefix tokens, such as the class token, see all tokens. No gradient flows through
+the selection: the predictor learns from an auxiliary loss, "attention_reconstruction", the mean over images and heads
+of the squared distance between C P_2^T and the weights of dense attention (the authors sum over both). In the authors'
+first epochs all tokens attend to all: ``keep=1``.
 
-As controls, each token can see as many that are nearest to it in the map, or as many that are drawn once.
+As baselines, each token can see the same number of nearest tokens in the map, or of tokens sampled once.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from pallas_kernels import attention, attention_weights
 
 @register_mixer("predicted_sparse_attention")
 class PredictedSparseAttention(ProjectedAttention):
-    """Softmax attention of each token to those that a low-rank guess of its weights says are likely.
+    """Softmax attention of each token to those with the highest weights in a predicted low-rank attention map.
 
-    All scores of the guess are held at once: memory grows with the square of the length. Tables of other grids are
-    resampled, which is our choice (the authors' models take one size).
+    All predicted scores are held at once: memory is quadratic in the length. For other grids the tables are resampled,
+    which is our choice (the authors' models support one size).
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_down``, ``key_down`` (linear, of a head),
-    ``mixtures`` (tokens, r) for P_1, ``basis`` (tokens, r) for P_2; the controls have none of these four. What is
-    reported as "connections" is bool (batch, heads, tokens of the grid, tokens): which tokens each one sees.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_down``, ``key_down`` (linear, per head),
+    ``mixtures`` (tokens, r) for P_1, ``basis`` (tokens, r) for P_2; the baselines have none of these four. The
+    diagnostic "connections" is bool (batch or 1, heads or 1, tokens of the grid, tokens): which tokens each one sees.
     """
 
     layouts = ("grid", "image")
@@ -67,24 +68,25 @@ class PredictedSparseAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          grid, prefix: rows and columns of the tokens, and tokens before them, that the tables are made for.
-          index: of the block; each draws other random connections.
-          keep: share of the tokens that each sees, rounded up; 1 is dense attention.
+          grid, prefix: rows and columns of the grid, and number of prefix tokens, for which the tables are created.
+          index: index of the block, which seeds its random connections.
+          keep: fraction of the tokens that each token sees, rounded up; 1 is dense attention.
           tokens_per_mixture: tokens / r, rounded down.
-          coefficients: how many of the largest of C count.
-          threshold: entries of \\|P_2\\| up to it are 0.
-          connections: "predicted", or the controls that show what that is worth: "nearest" are those at the least
-            Euclidean distance, of which prefix tokens have none; "random" are drawn, the same for all images and heads.
-          options: as of :class:`ProjectedAttention`.
+          coefficients: number of the largest coefficients of C that count.
+          threshold: entries of \\|P_2\\| up to it are set to 0.
+          connections: "predicted", or a baseline that measures its benefit: "nearest" selects the tokens at the
+            smallest Euclidean distance (prefix tokens count as distance 0); "random" tokens are sampled, the same for
+            all images and heads.
+          options: as in :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: a share that is not above 0 and at most 1, fewer tokens than make a mixture, or unknown
-            connections.
+          ValueError: features not divisible by num_heads, ``keep`` outside (0, 1], fewer tokens than
+            ``tokens_per_mixture``, or unknown connections.
         """
         if connections not in ("predicted", "nearest", "random"):
             raise ValueError(f'connections is "predicted", "nearest" or "random", got {connections!r}')
         if not 0 < keep <= 1:
-            raise ValueError(f"keep is a share of the tokens, above 0 and at most 1, got {keep}")
+            raise ValueError(f"keep is a fraction of the tokens, above 0 and at most 1, got {keep}")
         super().__init__(features, **options)
         count = grid[0] * grid[1] + prefix
         if count < tokens_per_mixture:
@@ -94,7 +96,7 @@ class PredictedSparseAttention(ProjectedAttention):
             self.query_down, self.key_down = Linear(self.head_dim, width, **made), Linear(self.head_dim, width, **made)
             shape = (count, count // tokens_per_mixture)
             self.mixtures, self.basis = (parameter(truncated_normal(0.02), shape, options) for _ in range(2))
-        # An array, so that the blocks of a stack stay one program.
+        # An array, so that all blocks of a stack share one compiled program.
         self.seed = Constant(jnp.asarray(index)) if connections == "random" else None
         self.connections = connections
         self.grid, self.prefix, self.keep = tuple(grid), prefix, keep
@@ -112,7 +114,7 @@ class PredictedSparseAttention(ProjectedAttention):
         return attention(q, k, v, mask=mask)
 
     def _connected(self, q: jax.Array, k: jax.Array, tokens: Tokens, seen: jax.Array | None) -> jax.Array | None:
-        """Bool (batch or 1, heads or 1, tokens, tokens): which each token sees; None: all."""
+        """Bool (batch or 1, heads or 1, tokens, tokens): which tokens each one sees; None for all."""
         grid, prefix = tokens.image(q.shape[1])
         predicts = self.connections == "predicted"
         learning = predicts and self.sowing(AuxLoss, "attention_reconstruction")
@@ -147,7 +149,7 @@ class PredictedSparseAttention(ProjectedAttention):
         return jax.nn.softmax(logits * self.num_heads**-0.5, -1)
 
     def _scores(self, likeness: jax.Array, basis: jax.Array) -> jax.Array:
-        """S, (batch, heads, tokens of the grid, tokens), not negative."""
+        """S, (batch, heads, tokens of the grid, tokens), non-negative."""
         likeness, basis = jax.lax.stop_gradient((likeness, jnp.abs(basis)))
         basis = jnp.where(basis > self.threshold, basis, 0)
         if self.coefficients < likeness.shape[-1]:
@@ -155,7 +157,7 @@ class PredictedSparseAttention(ProjectedAttention):
         return jnp.einsum("bhnr,mr->bhnm", likeness, basis)
 
     def _control(self, grid: tuple[int, int], prefix: int) -> jax.Array:
-        """Positive scores (1, 1, tokens of the grid, tokens) of the controls."""
+        """Positive scores (1, 1, tokens of the grid, tokens) of the baselines."""
         count = grid[0] * grid[1]
         if self.seed is not None:
             return 1 + jax.random.uniform(jax.random.key(self.seed[...]), (1, 1, count, prefix + count))
@@ -164,7 +166,7 @@ class PredictedSparseAttention(ProjectedAttention):
         return (1 / (1 + squares))[None, None]
 
     def _table(self, table: nnx.Param, grid: tuple[int, int], prefix: int) -> jax.Array:
-        """A table for (prefix + rows * columns, r) tokens, in float32, with 0 where the prefix has no rows."""
+        """A table resampled to (prefix + rows * columns, r), in float32, with 0 for prefix tokens without a row."""
         wide = table[...].astype(jnp.promote_types(table.dtype, jnp.float32))
         cells = resample_table(wide[self.prefix :].reshape(*self.grid, -1), grid).reshape(-1, wide.shape[1])
         own = wide[: min(self.prefix, prefix)]
@@ -172,7 +174,7 @@ class PredictedSparseAttention(ProjectedAttention):
 
 
 def _largest(x: jax.Array, count: int) -> jax.Array:
-    """Bool, where the ``count`` largest of the last axis are; of equal ones the first."""
+    """Bool, True at the ``count`` largest entries of the last axis, ties broken by order."""
     least = jax.lax.top_k(x, count)[0][..., -1:]
     above, equal = x > least, x == least
     room = count - above.sum(-1, keepdims=True, dtype=jnp.int32)

@@ -1,17 +1,17 @@
 """Routing attention: Efficient Content-Based Sparse Attention with Routing Transformers (A. Roy et al., 2020,
 arXiv:2003.05997).
 
-Tokens attend within clusters that online k-means finds among their queries and keys. With R the
-layer norm without scale and bias, which puts vectors on one sphere, and centroids m_1 .. m_k:
+Tokens attend within clusters that online k-means finds among their queries and keys. With R the layer norm without
+scale and bias, which projects vectors to a sphere, and centroids m_1 .. m_k:
 
     q_t = R(W_q x_t),   k_t = q_t (causal) or R(W_k x_t),   S_j = the w tokens of largest <q_t, m_j>
-    o_t = the mean over the clusters j that took t of softmax(scale <q_t, k_s>, s in S_j) v_s,   0 where none did
-    m_j <- R(decay m_j + (1 - decay) * the mean of the q_t and k_t that are nearest to m_j)
+    o_t = the mean over the clusters j with t in S_j of softmax(scale <q_t, k_s>, s in S_j) v_s,   0 if there are none
+    m_j <- R(decay m_j + (1 - decay) * the mean of the q_t and k_t whose nearest centroid is m_j)
 
-As the authors' code has it: the outputs of several clusters are averaged, and the commitment loss is
-the mean square of q_t less its nearest centroid. Where theirs keeps a moving sum and a moving count of
-members, ours moves the mean and stays on the sphere, on which the nearest centroid is the one of
-largest product; a centroid with no members in a batch stays where it is.
+As in the authors' code, the outputs of several clusters are averaged, and the commitment loss is the mean squared
+difference between q_t (and k_t, if separate) and its nearest centroid. Their code keeps moving averages of the sum and
+the count of members; ours keeps a moving average of the mean and projects it to the sphere, where the nearest centroid
+is the one with the largest dot product. A centroid without members in a batch is not moved.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def on_sphere(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 @struct.dataclass
 class RoutingCache:
-    """The last members of every cluster.
+    """The most recent members of every cluster.
 
     Attributes:
-      key, value: (batch, heads, clusters, window, head_dim); slot = number of the member modulo window.
-      count: (batch, heads, clusters) int32, members so far that are of the row's current document.
-      segment: (batch,) int32, that document.
+      key, value: (batch, heads, clusters, window, head_dim); slot = index of the member modulo window.
+      count: (batch, heads, clusters) int32, members so far from the row's current document.
+      segment: (batch,) int32, id of the document.
     """
 
     key: jax.Array
@@ -58,18 +58,17 @@ class RoutingCache:
 
 @register_mixer("routing")
 class RoutingAttention(Mixer):
-    """Attention within clusters of tokens that online k-means finds.
+    """Attention within clusters of tokens, found by online k-means.
 
-    ``membership="balanced"`` is the paper's: every cluster takes its ``window`` best tokens of the whole
-    sequence, so a token may be in none or in several. It streams by "selection": a later token can take
-    an earlier one's place, though none is ever attended to by an earlier one. ``membership="causal"``
-    streams exactly: every token joins its nearest centroid alone and attends to the last ``window``
-    members of that cluster, itself included. The parameters are the same; ``extend`` always reads by
-    causal membership, for which tokens that have passed can't be taken back.
+    ``membership="balanced"`` is the paper's: every cluster takes its ``window`` best tokens of the whole sequence, so a
+    token may be in none or in several. It streams by "selection": a later token can displace an earlier one from a
+    cluster, though a token never attends to a later one. ``membership="causal"`` streams exactly: every token joins
+    only its nearest centroid and attends to the last ``window`` members of that cluster, itself included. The
+    parameters are the same; ``extend`` always uses causal membership, because past tokens can't leave a cluster.
 
-    Documents of a row do not see each other. By causal membership each is as if alone. By balanced membership they
-    compete for the places of a cluster, as the parts of one long text do, so that which tokens a document's clusters
-    hold depends on the others; with memberships held fixed, nothing else does.
+    Documents of a row do not see each other. With causal membership, the result is that of separate rows. With balanced
+    membership, documents compete for the slots of a cluster, like the parts of one long text, so the members from one
+    document depend on the others; apart from the choice of members, documents are independent.
 
     Parameters: ``query``, ``key`` (bidirectional only), ``value``, ``out`` (linear), ``relative``; the statistic
       ``centroids``.
@@ -104,16 +103,17 @@ class RoutingAttention(Mixer):
     ):
         """Args:
           clusters: k, centroids of each head.
-          window: w, members of a cluster that attend to each other. None is, for balanced membership, n / k with
-            k = sqrt(n) of the ``clusters`` (all of them from clusters^2 tokens on): a cost of n^1.5; for causal
-            membership, ``clusters``.
+          window: w, number of members of a cluster that attend to each other. None means ``clusters`` for causal
+            membership, and n / k for balanced membership, where k = sqrt(n) of the ``clusters`` are used (all of them
+            from clusters^2 tokens), at a cost of n^1.5.
           membership: "balanced" or "causal".
-          relative: learned vectors of so many distances, which a query scores as well as the keys (P. Shaw et al.,
-            arXiv:1803.02155); distance is counted in members of the cluster, as the authors do, whose values have
-            such vectors too. Causal only.
-          decay: of the centroids, a training step.
-          scale: of the scores; default head_dim ** -0.5. The authors normalize after scaling, which makes it 1.
-          dropout: of the output.
+          relative: number of distances with a learned vector r, whose product with the query is added to the logit (P.
+            Shaw et al., arXiv:1803.02155); distances count members of the cluster. The authors also have such vectors
+            for values. Causal only.
+          decay: decay of the centroids per training step.
+          scale: factor of the logits q . k; default head_dim ** -0.5. The authors normalize after scaling, which is a
+            scale of 1.
+          dropout: dropout rate of the output.
 
         Raises:
           ValueError: heads that don't divide the features, or options out of range.
@@ -155,7 +155,7 @@ class RoutingAttention(Mixer):
         self.num_heads, self.head_dim, self.clusters, self.window = num_heads, head_dim, clusters, window
         self.causal, self.membership, self.decay = causal, membership, decay
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.use_running_average = False  # set by model.train() and model.eval(): whether the centroids are frozen
+        self.use_running_average = False  # set by model.train() and model.eval(); True freezes the centroids
         if membership == "causal":
             self.streaming = "exact"
 
@@ -167,8 +167,8 @@ class RoutingAttention(Mixer):
         """As :meth:`Mixer.mix`.
 
         Args:
-          members: who belongs to which cluster, as :meth:`select` says for queries and for keys (which are the same
-            where causal); default what it says. Balanced membership only.
+          members: members of the clusters for queries and for keys (the same if causal), in the format of
+            :meth:`select`; by default its result. Balanced membership only.
         """
         mask, ids = tokens.mask, tokens.segment_ids
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
@@ -185,7 +185,7 @@ class RoutingAttention(Mixer):
         return self._output(y, x)
 
     def _routing_vectors(self, projection: Linear, x: jax.Array) -> jax.Array:
-        """(batch, heads, length, head_dim) float32, on the sphere."""
+        """Projections on the sphere, float32 (batch, heads, length, head_dim)."""
         return jnp.moveaxis(on_sphere(projection(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)), 2, 1)
 
     def _output(self, y: jax.Array, x: jax.Array) -> jax.Array:
@@ -195,17 +195,17 @@ class RoutingAttention(Mixer):
     # Balanced membership.
 
     def _sizes(self, length: int) -> tuple[int, int]:
-        """Clusters in use, and places in each, for rows of at most ``length`` tokens."""
+        """Number of clusters in use, and of slots in each, for rows of at most ``length`` tokens."""
         if self.window is not None or self.membership == "causal":
             return self.clusters, min(self.window or self.clusters, length)
         used = min(self.clusters, math.isqrt(length))
         return used, min(
             length, -(-length // used) + 2
-        )  # a shorter row may have fewer clusters, and then up to two places more
+        )  # a shorter row may use fewer clusters, which then need up to two more slots
 
     def _scores(self, r: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Products of vectors and centroids (batch, heads, clusters in use, length); -inf for clusters that a row does
-        not use.
+        """Dot products of vectors and centroids (batch, heads, clusters in use, length); -inf for clusters that a row
+        does not use.
         """
         used = self._sizes(r.shape[2])[0]
         centroids = jax.lax.stop_gradient(self.centroids[...][:, :used]).astype(r.dtype)
@@ -223,7 +223,7 @@ class RoutingAttention(Mixer):
           mask: bool (batch, length), True = real token.
 
         Returns:
-          (batch, heads, clusters, window) int32: positions in ascending order; ``length`` is an empty place.
+          (batch, heads, clusters, window) int32: positions in ascending order, ``length`` for an empty slot.
         """
         batch, _, length, _ = r.shape
         used, places = self._sizes(length)
@@ -239,7 +239,7 @@ class RoutingAttention(Mixer):
     def _attend_members(
         self, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array, ids: jax.Array | None
     ) -> jax.Array:
-        """Attention within clusters, and the mean over the clusters of a token: (batch, heads, length, head_dim)."""
+        """Attention within clusters, averaged over the clusters of each token: (batch, heads, length, head_dim)."""
         batch, heads, length, _ = q.shape
         places = queries.shape[-1]
 
@@ -278,7 +278,8 @@ class RoutingAttention(Mixer):
         return total / jnp.maximum(count, 1)[..., None]
 
     def _relative_scores(self, q: jax.Array, distance: jax.Array) -> jax.Array | None:
-        """Scores (n, 1, queries, keys) of q (n, queries, 1, head_dim) for int distances (n or 1, queries, keys)."""
+        """Bias (n, 1, queries, keys) of queries q (n, queries, 1, head_dim) at int distances (n or 1, queries, keys).
+        """
         if self.relative is None:
             return None
         table = self.relative[...].astype(q.dtype)
@@ -289,7 +290,8 @@ class RoutingAttention(Mixer):
     # Causal membership.
 
     def _nearest(self, r: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """The cluster of each token, (batch, heads, length) int32; that of padding does not exist."""
+        """The cluster of each token, (batch, heads, length) int32; padding gets the nonexistent cluster ``clusters``.
+        """
         cluster = jnp.argmax(self._scores(r, mask), axis=2).astype(jnp.int32)
         return cluster if mask is None else jnp.where(mask[:, None], cluster, self.clusters)
 
@@ -300,14 +302,15 @@ class RoutingAttention(Mixer):
     def _attend_last(self, q: jax.Array, v: jax.Array, mask: jax.Array | None, ids: jax.Array | None) -> jax.Array:
         """Attention of each token to the last members of its cluster: (batch, heads, length, head_dim).
 
-        Sorted by cluster, members are neighbors: chunks of ``window`` attend to themselves and the chunk before.
+        After sorting by cluster, members are neighbors: chunks of ``window`` tokens attend to themselves and the
+        previous chunk.
         """
         batch, heads, length, dim = q.shape
         window, chunk = self._last, min(self._last, length)
         cluster = self._nearest(q, mask)
         self.sow(Diagnostic, "members", cluster)
         order = jnp.argsort(cluster, axis=2, stable=True)
-        # Consecutive within a cluster, and further apart than the window between clusters.
+        # Positions are consecutive within a cluster, and different clusters are farther apart than the window.
         place = jnp.arange(length, dtype=jnp.int32) + window * jnp.take_along_axis(cluster, order, 2)
 
         def chunks(a: jax.Array, fill: Any) -> jax.Array:
@@ -348,7 +351,8 @@ class RoutingAttention(Mixer):
         return jnp.zeros_like(y).at[row, head, order].set(y, unique_indices=True)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> RoutingCache:
-        """The last ``window`` members of every cluster: its size does not depend on ``max_length``."""
+        """An empty state for the last ``window`` members of every cluster; its size does not depend on ``max_length``.
+        """
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         shape = (batch_size, self.num_heads, self.clusters, self._last, self.head_dim)
@@ -368,8 +372,7 @@ class RoutingAttention(Mixer):
         real = jnp.ones((batch, 1, new), bool) if mask is None else mask[:, None]
         joins = (jax.nn.one_hot(cluster, self.clusters, dtype=jnp.int32) * real[..., None]).astype(jnp.int32)
         count = state.count + joins.sum(2, dtype=jnp.int32)
-        # The number of a new token among those of its call, and among all members of its cluster that are of its
-        # document.
+        # Index of a new token among those of its cluster in this call, and (rank) among all members from its document.
         numbers = jnp.cumsum(joins, 2) - joins
         number = jnp.take_along_axis(numbers, cluster[..., None], 3)[..., 0]
         before = jnp.take_along_axis(state.count, cluster, 2)
@@ -424,7 +427,7 @@ class RoutingAttention(Mixer):
         shape = (batch, heads, new)
         y, _ = merge([(y.reshape(*shape, dim), lse.reshape(shape)) for y, lse in ((old, old_lse), (own, own_lse))])
 
-        # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
+        # If tokens share a slot, only the last is kept; the others get an index out of bounds and are dropped.
         kept = stays & (rank >= jnp.take_along_axis(count, cluster, 2) - window)
         slot = jnp.where(kept, rank % window, window)
         return self._output(y, x), RoutingCache(
@@ -437,7 +440,7 @@ class RoutingAttention(Mixer):
     # The centroids.
 
     def _follow(self, vectors: tuple[jax.Array, ...], mask: jax.Array | None) -> None:
-        """Moves the centroids toward the tokens nearest to them, in training, and reports the commitment loss."""
+        """Moves the centroids toward their nearest tokens in training, and sows the commitment loss."""
         training = not self.use_running_average
         if not training and not self.sowing(AuxLoss, "commitment"):
             return
@@ -461,7 +464,7 @@ class RoutingAttention(Mixer):
 
 
 def _root(tokens: jax.Array, most: int) -> jax.Array:
-    """Clusters for so many tokens: the whole part of the square root, at least 1 and at most ``most``."""
+    """Number of clusters for ``tokens`` tokens: floor(sqrt(tokens)), between 1 and ``most``."""
     root = jnp.floor(jnp.sqrt(tokens.astype(jnp.float32))).astype(jnp.int32)
-    root = root - (root * root > tokens)  # the root of a large number may have been rounded up
+    root = root - (root * root > tokens)  # the float32 root of a large number may have been rounded up
     return jnp.clip(root, 1, most)

@@ -61,5 +61,5 @@ def test_all_connections_are_dense_attention() -> None:
 
 @pytest.mark.parametrize("keep", [0.0, 1.5])
 def test_other_shares_are_refused(keep: float) -> None:
-    with pytest.raises(ValueError, match="keep is a share of the tokens, above 0 and at most 1"):
+    with pytest.raises(ValueError, match="keep is a fraction of the tokens, above 0 and at most 1"):
         make(keep=keep)
