@@ -2,8 +2,8 @@
 
     y_t = W_o sum_{s <= t} a_s v_s / sum_{s <= t} a_s        a_s = exp(q . k_s / sqrt(K))
 
-The query q is one learned vector a head, so that softmax over all tokens so far is a recurrence: the sums of weights
-and of weighted values, and the largest logit, relative to which weights are kept
+The query q is one learned vector per head, so the softmax over all tokens so far is a recurrence over the sum of
+weights, the sum of weighted values and the largest logit, relative to which the weights are stored
 (:mod:`layers.linear_attention.memory`).
 """
 
@@ -29,9 +29,9 @@ from layers.tokens import Tokens
 
 @register_mixer("aaren")
 class Aaren(Recurrent):
-    """Softmax attention of a learned query over the tokens so far, in constant memory.
+    """Softmax attention of a learned query to the tokens so far, in constant memory.
 
-    Causal only: in both directions all tokens would get the same output.
+    Causal only: bidirectional, all tokens would have the same output.
 
     Parameters: ``query`` (heads, head_dim), ``key``, ``value``, ``out`` (linear).
     """
@@ -49,8 +49,8 @@ class Aaren(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: queries.
-          use_bias: of the projections.
+          num_heads: number of heads, each with one query.
+          use_bias: biases of the value and output projections.
 
         Raises:
           ValueError: heads that do not divide the features.
@@ -58,7 +58,7 @@ class Aaren(Recurrent):
         self.num_heads, self.head_dim = num_heads, per_head(features, num_heads)
         common = {"kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = nnx.Param(normal(1.0)(rngs.params(), (num_heads, self.head_dim), param_dtype))
-        self.key = Linear(features, features, use_bias=False, **common)  # a bias would add the same to all logits
+        self.key = Linear(features, features, use_bias=False, **common)  # a bias would shift all logits equally
         self.value = Linear(features, features, use_bias=use_bias, **common)
         self.out = Linear(features, features, use_bias=use_bias, **common)
 
@@ -81,7 +81,7 @@ class Aaren(Recurrent):
         k = weight[..., None].astype(v.dtype)
         y, memory = remember(jnp.ones_like(k), k, with_ones(v), decay, tokens, state, scale=1.0)
         value, count = sums(y)
-        y = (value / jnp.where(count > 0, count, 1)).astype(v.dtype)  # a row may begin with padding only
+        y = (value / jnp.where(count > 0, count, 1)).astype(v.dtype)  # 0 if only padding has been read
         y = self.out(y.reshape(x.shape))
         return y, None if state is None else dataclasses.replace(
             state.after(tokens, memory=memory), largest=largest[:, -1]

@@ -27,10 +27,10 @@ from primitives.exponential import silu, softplus
 
 @register_mixer("gated_linear_attention")
 class GatedLinearAttention(Recurrent):
-    """Linear attention in which every key's part of the memory fades at a rate of its own, which depends on the token.
+    """Linear attention with a data-dependent decay per key channel.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``decay`` (low rank), ``norm`` of each head;
-    with convolutions ``query_conv``, ``key_conv``, ``value_conv``.
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``decay`` (low rank), ``norm`` per head;
+    ``query_conv``, ``key_conv``, ``value_conv`` with convolutions.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class GatedLinearAttention(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories.
-          key_expansion, value_expansion: features of all keys, and of all values, / features.
-          decay_rank: of the map from a token to its decays.
-          decay_divisor: log decays are divided by it: memories last that much longer.
-          conv_size: tokens that convolutions of queries, keys and values see, after which silu is applied; None for
+          num_heads: number of heads, each with its own memory.
+          key_expansion, value_expansion: features of the keys and of the values of all heads, / features.
+          decay_rank: rank of the projection from a token to its decays.
+          decay_divisor: divisor of the log decays, by which memories last longer.
+          conv_size: kernel size of the convolutions of queries, keys and values, each followed by silu; None for
             neither.
-          norm_epsilon: of the norm of each head's output.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not divide the features.

@@ -3,8 +3,9 @@
     K_t = diag(f_t) K_{t-1} + (1 - f_t) k_t^T        f = sigmoid(W_f x)^(1/8)
     V_t = diag(f_t) V_{t-1} + (1 - f_t) v_t^T        o_t = V_t^T softmax(scale K_t q_t)        y = W_o RMSNorm(silu(o))
 
-with q, k and v each silu of a projection, and a key and a value in each row of K and V. Both are linear attentions: the
-memory of the first fades by value, which is the slot, that of the second by key.
+with q, k and v each silu of a projection; each row of K and V is the key or value of a slot. Both recurrences are
+linear attentions: the memory of the first decays per value channel, which is the slot, that of the second per key
+channel.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SlotState(RecurrentState):
     """The state of gated slot attention; ``memory`` is the slots' values (batch, heads, slots, value_dim).
 
     Attributes:
-      keys: (batch, heads, key_dim, slots), of the slots.
+      keys: (batch, heads, key_dim, slots), keys of the slots.
     """
 
     keys: jax.Array
@@ -42,13 +43,12 @@ class SlotState(RecurrentState):
 
 @register_mixer("gated_slot_attention")
 class GatedSlotAttention(Recurrent):
-    """Softmax attention to a fixed number of slots, each an average of tokens that fades at a rate of its own.
+    """Softmax attention to a fixed number of slots, each a decaying average of tokens with its own rate.
 
-    A slot's rate depends on the token. A slot that has read nothing has a key and a value of zeros, and takes its share
-    of the softmax.
+    The rates depend on the token. An empty slot has a key and a value of zeros and takes its share of the softmax.
 
-    Parameters: ``query``, ``key``, ``value``, ``forget``, ``out`` (linear), ``norm`` of all heads at once; with
-      convolutions ``query_conv``, ``key_conv``, ``value_conv``.
+    Parameters: ``query``, ``key``, ``value``, ``forget``, ``out`` (linear), ``norm`` over all heads; ``query_conv``,
+    ``key_conv``, ``value_conv`` with convolutions.
     """
 
     paper = (197,)
@@ -72,15 +72,15 @@ class GatedSlotAttention(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: heads, each with slots of its own.
-          num_slots: of a head.
-          key_expansion, value_expansion: features of all keys, and of all values, / features.
-          decay_divisor: log decays are divided by it: slots remember that much longer.
-          feature_map: of queries and keys (:mod:`layers.feature_maps`).
-          scale: of the slots' logits. It is 1, as in released models, not 1 / sqrt(key_dim).
-          conv_size: tokens that convolutions of queries, keys and values see, after which silu is applied; None for
+          num_heads: number of heads, each with its own slots.
+          num_slots: number of slots per head.
+          key_expansion, value_expansion: features of the keys and of the values of all heads, / features.
+          decay_divisor: divisor of the log decays, by which slots remember longer.
+          feature_map: feature map of queries and keys (:mod:`layers.feature_maps`).
+          scale: factor of the slots' logits; 1 as in released models, not 1 / sqrt(key_dim).
+          conv_size: kernel size of the convolutions of queries, keys and values, each followed by silu; None for
             neither.
-          norm_epsilon: of the norm of the output.
+          norm_epsilon: epsilon of the output norm.
 
         Raises:
           ValueError: heads that do not divide the features, or fewer than one slot.
@@ -124,15 +124,15 @@ class GatedSlotAttention(Recurrent):
         return self.read_out(y), state and state.after(tokens, convolutions=seen, **memories)
 
     def heads(self, x: jax.Array, tokens: Tokens, state: SlotState | None) -> tuple[Any, ...]:
-        """Queries, keys, values and log decays (batch, length, heads, ...) of tokens, and the convolutions' states.
+        """Queries, keys, values and log decays (batch, length, heads, ...) of tokens, and the new convolution states.
 
-        Queries and keys are without the feature map. The log decays, of slots, are float32, and 0 in padding.
+        Queries and keys are before the feature map. The log decays of the slots are at least float32, and 0 at padding.
         """
         read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
         read = [silu(a) for a in read] if self.convolutions else read
         decay = -softplus(-self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))) / self.decay_divisor
         if tokens.mask is not None:
-            decay = jnp.where(tokens.mask[..., None], decay, 0)  # and with it what is written
+            decay = jnp.where(tokens.mask[..., None], decay, 0)  # then nothing is written either
         q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (*read, decay))
         return q, k, silu(v), decay, seen
 
@@ -142,21 +142,21 @@ class GatedSlotAttention(Recurrent):
         """Reads the slots after each token has been written to them.
 
         Args:
-          q: who asks; k, v, decay: what is written, a decay of 0 being nothing; all as of :meth:`heads`.
+          q, k, v, decay: as in :meth:`heads`; a token with a log decay of 0 is not written.
 
         Returns:
-          What the slots give (batch, length, heads, value_dim), the log-sum-exp of their float32 logits (batch, length,
-          heads), and the fields ``keys`` and ``memory`` of the state after the tokens.
+          The outputs (batch, length, heads, value_dim), the log-sum-exp of their float32 logits (batch, length, heads),
+          and the fields ``keys`` and ``memory`` of the new state.
         """
         q, k, write = self.feature_map(q), self.feature_map(k), -jnp.expm1(decay)
         keys, memory = (None, None) if state is None else (state.keys, state.memory)
         common: dict[str, Any] = {"starts": self.starts(tokens, state), "return_state": True}
-        # The logits are float32, as what is written.
+        # The logits are float32, like ``write``.
         logits, keys = linear_attention(q, k, write, value_decay=decay, scale=self.scale, initial_state=keys, **common)
         shares, write = jax.nn.softmax(logits, axis=-1).astype(v.dtype), write.astype(v.dtype)
         y, memory = linear_attention(shares, write, v, decay=decay, scale=1.0, initial_state=memory, **common)
         return y, jax.nn.logsumexp(logits, axis=-1), {"keys": keys, "memory": memory}
 
     def read_out(self, y: jax.Array) -> jax.Array:
-        """(batch, length, features) from what the heads found."""
+        """The layer's output (batch, length, features), given the head outputs."""
         return self.out(self.norm(silu(y).reshape(*y.shape[:2], -1)))

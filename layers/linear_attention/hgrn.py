@@ -1,5 +1,6 @@
 """HGRN: Hierarchically Gated Recurrent Neural Network for Sequence Modeling (Qin et al., 2023, arXiv:2311.04823),
-section 3, in the real form of flash-linear-attention; the paper's states also turn, by an angle of each channel.
+section 3, in the real-valued form of flash-linear-attention; the paper's states are complex and also rotate, by an
+angle per channel.
 
 f = b + (1 - b) sigmoid(W_f x)        h_t = f_t h_{t-1} + (1 - f_t) silu(W_i x_t)
 y = W_o (RMSNorm(h) * silu(W_g x))
@@ -25,32 +26,37 @@ from primitives.exponential import silu, softplus
 
 
 def forget_gate(logits: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array]:
-    """The gate f = b + (1 - b) sigmoid(logits): (log f, 1 - f), at least float32, each right where f is near 0 or 1.
+    """The gate f = b + (1 - b) sigmoid(logits): (log f, 1 - f), at least float32, both accurate for f near 0 and 1.
 
     Args:
-      bound: b, a number in [0, 1) or an array of them.
+      logits: (..., channels).
+      bound: b, a number in [0, 1) or an array that broadcasts against ``logits``.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     decay = -softplus(-logits)
     if isinstance(bound, jax.Array) or bound:
-        # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
+        # log 0 is -inf, and its gradient must not be computed.
         log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
         decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
     return decay, (1 - bound) * jax.nn.sigmoid(-logits)
 
 
 def check_lower_bound(mixer: str, bound: float | None) -> None:
-    """Raises ValueError unless a bound is below 1 and not below 0."""
+    """Checks that a bound, if given, is in [0, 1).
+
+    Raises:
+      ValueError: it is not.
+    """
     if bound is not None and not 0 <= bound < 1:
         raise ValueError(f"{mixer}: lower_bound must be at least 0 and below 1; got {bound}")
 
 
 @register_mixer("hgrn")
 class HGRN(Recurrent):
-    """A memory of one number a channel, an average of inputs, whose forget gate has a lower bound.
+    """A gated recurrence with one state per channel, a moving average of inputs, whose forget gate has a lower bound.
 
-    Parameters: ``input``, ``forget``, ``gate``, ``out`` (linear), ``norm`` of all channels at once; with convolutions
-    ``input_conv``, ``forget_conv``.
+    Parameters: ``input``, ``forget``, ``gate``, ``out`` (linear), ``norm`` over all channels; ``input_conv``,
+    ``forget_conv`` with convolutions.
     """
 
     paper = (185,)
@@ -74,10 +80,10 @@ class HGRN(Recurrent):
     ):
         """Args:
           expand: channels / features.
-          lower_bound: b, the least that is kept of a memory. Models raise it from layer to layer, by a parameter of
-            theirs: with None each call is given b, (channels,) float32.
-          conv_size: tokens that convolutions of inputs and forget gates see; None for neither.
-          norm_epsilon: of the norm of the output.
+          lower_bound: b, the lower bound of the forget gate. Models increase it from layer to layer with a parameter of
+            their own: if None, each call takes b, float32 (channels,), as an argument.
+          conv_size: kernel size of the convolutions of inputs and forget gates; None for no convolutions.
+          norm_epsilon: epsilon of the output norm.
 
         Raises:
           ValueError: a bound outside [0, 1).

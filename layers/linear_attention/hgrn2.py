@@ -26,9 +26,9 @@ from primitives.exponential import silu
 
 @register_mixer("hgrn2")
 class HGRN2(Recurrent):
-    """Gated linear attention whose keys are what the memory forgets, so that it stays an average of values.
+    """Gated linear attention whose keys are 1 - f, what the memory forgets, so that it remains an average of values.
 
-    Parameters: ``query``, ``forget``, ``value``, ``out`` (linear), ``norm`` of all heads at once.
+    Parameters: ``query``, ``forget``, ``value``, ``out`` (linear), ``norm`` over all heads.
     """
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**Mixer.sharding, "forget.kernel": (None, "tensor")}
@@ -46,11 +46,11 @@ class HGRN2(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories; each has features / num_heads values.
-          head_dim: keys of a memory; as many as values by default.
-          lower_bound: b, the least that is kept of a memory. Models raise it from layer to layer, by a parameter of
-            theirs: with None each call is given b, (keys of all heads,) float32.
-          norm_epsilon: of the norm of the output.
+          num_heads: number of heads, each with its own memory and features / num_heads value features.
+          head_dim: key features of a head; default features / num_heads.
+          lower_bound: b, the lower bound of the forget gate. Models increase it from layer to layer with a parameter of
+            their own: if None, each call takes b, float32 (num_heads * head_dim,), as an argument.
+          norm_epsilon: epsilon of the output norm.
 
         Raises:
           ValueError: heads that do not divide the features, or a bound outside [0, 1).

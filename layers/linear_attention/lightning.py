@@ -3,12 +3,12 @@ arXiv:2401.04658).
 
     q, k = silu(W_q x), silu(W_k x)   S_t = exp(-s_h) S_{t-1} + k_t v_t^T   y = W_o (u * RMSNorm(q_t S_t))   u = W_u x
 
-The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact
-products within chunks, the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller
-from layer to layer: the last hardly forgets.
+The norm is over all heads together and has no parameters. Lightning Attention-2 is the order of computation: exact
+products within chunks and a recurrent memory between them, as in ``linear_attention``. s are ALiBi's slopes, which
+decrease from layer to layer: the last layer hardly forgets.
 
-In the released models' first layer q and k turn by learned angles a (LRPE: Qin et al., 2023, arXiv:2307.09270), q <- [q
-cos(t a), q sin(t a)], so that their product depends on the distance.
+In the first layer of the released models, q and k have learned relative position encodings with angles a (LRPE: Qin et
+al., 2023, arXiv:2307.09270), q <- [q cos(t a), q sin(t a)], so that their product depends on the distance.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from primitives.exponential import silu
 
 
 def slopes(num_heads: int) -> list[float]:
-    """ALiBi's (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two have every other slope of the
-    next power.
+    """ALiBi's slopes per head (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two get every other
+    slope of the next power.
     """
     power = 2 ** int(math.log2(num_heads))
     return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [
@@ -46,10 +46,10 @@ def slopes(num_heads: int) -> list[float]:
 
 @struct.dataclass
 class TurningState(RecurrentState):
-    """The state of a mixer whose queries and keys turn with their place.
+    """The state of a mixer whose queries and keys depend on their position.
 
     Attributes:
-      length: (batch,) int32, tokens read of the current document.
+      length: (batch,) int32, tokens of the current document read so far.
     """
 
     length: jax.Array
@@ -57,10 +57,10 @@ class TurningState(RecurrentState):
 
 @register_mixer("lightning_attention")
 class LightningAttention(Recurrent):
-    """Linear attention without scale whose heads forget at fixed rates, slower from layer to layer, with a gate.
+    """Gated linear attention without scaling, with a fixed decay per head that is slower from layer to layer.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), with ``use_scale`` ``norm``, and with
-    ``turning`` ``angles`` (heads * head_dim,).
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear); ``norm`` with ``use_scale``; ``angles``
+    (heads * head_dim,) with ``turning``.
     """
 
     paper = (71, 72)
@@ -83,12 +83,14 @@ class LightningAttention(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim: memories, and keys and values of each; features / num_heads by default.
-          index, depth: of the block, and blocks of the model: slopes are multiplied by 1 - index / (depth - 1) + 1e-5.
-          activate_values, sigmoid_gate, use_scale: silu of values, sigmoid of the gate, and a norm with parameters, all
-            three as MiniMax-01 (arXiv:2501.08313) has it.
-          turning: queries and keys turn with their place, by learned angles; keys are twice as wide in the memory.
-          norm_epsilon: of the norm.
+          num_heads, head_dim: number of heads, each with its own memory, and features of their keys and values; default
+            features / num_heads.
+          index, depth: index of the block, and number of blocks of the model; slopes are multiplied by 1 - index /
+            (depth - 1) + 1e-5.
+          activate_values, sigmoid_gate, use_scale: apply silu to values, apply sigmoid to the gate, and use a norm with
+            parameters; MiniMax-01 (arXiv:2501.08313) does all three.
+          turning: use LRPE, learned angles of queries and keys; keys are twice as wide in the memory.
+          norm_epsilon: epsilon of the norm.
 
         Raises:
           ValueError: heads that do not divide the features.
@@ -116,7 +118,7 @@ class LightningAttention(Recurrent):
         )
         self.out = Linear(inner, features, **common)
         factor = 1 - index / max(depth - 1, 1) + 1e-5
-        # An array, so that the blocks of a stack stay one program.
+        # An array, so that all blocks of a stack share one compiled program.
         self.slopes = Constant(constant(tuple(factor * slope for slope in slopes(num_heads)))(None, (num_heads,)))
         angles = tuple(10000.0 ** (-2 * n / inner) for n in range(inner))
         first = constant(angles)(None, (inner,), param_dtype) if turning else None

@@ -1,11 +1,11 @@
-"""Reading and writing matrix memories, and memories whose entries have exponential weights.
+"""Reads and writes of matrix memories, including memories with exponential weights.
 
-A memory S sums up keys and values, S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T. Weights w_t = exp(s_t) overflow; kept
-relative to the largest so far they don't:
+A memory S is a decaying sum of outer products of keys and values, S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T. Weights w_t =
+exp(s_t) can overflow; stored relative to the largest so far they cannot:
 
     m_t = max(f_t + m_{t-1}, s_t)        w_t = exp(s_t - m_t)        g_t = f_t + m_{t-1} - m_t
 
-which multiplies the memory by exp(-m_t). Where an output is a quotient of two sums of the memory, m cancels, and so
+which multiplies the memory by exp(-m_t). In outputs that are a quotient of two sums of the memory, m cancels, and so
 does its gradient.
 """
 
@@ -26,9 +26,9 @@ def per_head(features: float, num_heads: int) -> int:
     """Features of one head.
 
     Raises:
-      ValueError: heads of equal whole sizes don't add up to ``features``.
+      ValueError: ``num_heads`` does not divide ``features``.
     """
-    features = round(features, 6)  # a product with an expansion
+    features = round(features, 6)  # features times an expansion factor may have rounding errors
     if features % num_heads:
         raise ValueError(
             f"{features:g} features can't be split over {num_heads} heads: choose a number of heads that divides them"
@@ -46,8 +46,20 @@ def remember(
     scale: float | None = None,
     bonus: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged. With a ``bonus``
-    (heads, key_dim) tokens read the memory before them, and themselves by it.
+    """:func:`pallas_kernels.linear_attention` continued from ``state``.
+
+    Args:
+      q, k: (batch, length, heads, key_dim).
+      v: (batch, length, heads, value_dim).
+      decay: log decay, (batch, length, heads), (batch, length, heads, key_dim) or (heads,).
+      tokens: their mask and documents.
+      state: the state after the previous tokens; None if there are none.
+      scale: factor of q . k; default key_dim ** -0.5.
+      bonus: (heads, key_dim); if given, a token reads the memory before its own update, and itself with these weights.
+
+    Returns:
+      The output (batch, length, heads, value_dim), and the new memory, which padding leaves unchanged if there is a
+      state.
     """
     if state is not None and tokens.mask is not None:
         real = tokens.mask[..., None]
@@ -65,7 +77,7 @@ class WeightedState(RecurrentState):
     """The state of a memory with exponential weights.
 
     Attributes:
-      largest: (batch, heads), m: the memory is kept times exp(-m).
+      largest: (batch, heads), m: the memory is stored times exp(-m).
     """
 
     largest: jax.Array
@@ -74,13 +86,14 @@ class WeightedState(RecurrentState):
 def exponential_weights(
     logits: jax.Array, forget: jax.Array | None, opening: float, tokens: Tokens, state: WeightedState | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weights and decays of tokens whose logits are s and whose memory fades by f.
+    """Weights and decays relative to the running maximum, for logits s and log decays f.
 
     Args:
       logits: (batch, length, heads), s, float32.
       forget: the same shape, f <= 0; None for 0.
       opening: m before the first token of a document.
-      state: that of the tokens before; None: there are none.
+      tokens: their mask and documents.
+      state: the state after the previous tokens; None if there are none.
 
     Returns:
       w and g (batch, length, heads), with w = 0 in padding, and m (batch, length, heads), which has no gradient.
@@ -95,14 +108,14 @@ def exponential_weights(
     first = jnp.zeros(s.shape[:2], bool) if starts is None else starts
     first = first.at[:, 0].set(True)[..., None]
     entering = last[:, None] if starts is None else jnp.where(starts[..., None], opening, last[:, None])
-    # What came before a document's first token, and before the first token of all, enters as a logit of its own.
+    # At the first token of a document, and of the call, m so far enters as one more logit.
     reach = (jnp.where(first, -jnp.inf, f), jnp.where(first, jnp.maximum(s, f + entering), s))
     m = jax.lax.associative_scan(lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), reach, axis=1)[1]
     before = jnp.where(first, entering, jnp.concatenate([last[:, None], m[:, :-1]], axis=1))
-    # Before all tokens m is -inf where the opening is, and the memory empty.
+    # With an opening of -inf, m is -inf before the first token, when the memory is empty.
     rise = jnp.where(jnp.isneginf(before), 0, before - m)
     decay = forget + rise
-    decay = decay - jax.lax.stop_gradient(jnp.maximum(decay, 0))  # rounding may leave it above 0
+    decay = decay - jax.lax.stop_gradient(jnp.maximum(decay, 0))  # rounding may make it positive
     relative = logits - m
     if tokens.mask is not None:
         relative = jnp.where(real, relative, 0)
@@ -111,13 +124,13 @@ def exponential_weights(
 
 
 def with_ones(v: jax.Array) -> jax.Array:
-    """``v`` (..., value_dim) and a column of ones, whose memory sums up the weights."""
+    """``v`` (..., value_dim) with a column of ones appended, whose memory is the sum of weights."""
     return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
 
 def sums(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What a memory of :func:`with_ones` gave, as sums of values (..., value_dim) and of weights (..., 1), at least
-    float32.
+    """Splits the output of a memory of :func:`with_ones` into sums of values (..., value_dim) and of weights (..., 1),
+    at least float32.
     """
     wide: Any = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     return wide[..., :-1], wide[..., -1:]

@@ -5,7 +5,7 @@ arXiv:2503.13427), section 2.
     C_t = sigmoid(f_t) C_{t-1} + exp(i_t) k_t v_t^T        n_t = sigmoid(f_t) n_{t-1} + exp(i_t) k_t
     h_t = (q_t C_t / sqrt(K)) / max(|q_t n_t| / sqrt(K), 1)        y = W_o (LayerNorm(h) * sigmoid(W_g x))
 
-Both memories are kept times exp(-m_t) (:mod:`layers.linear_attention.memory`), so that the floor 1 becomes exp(-m_t).
+Both memories are stored times exp(-m_t) (:mod:`layers.linear_attention.memory`), so that the floor 1 becomes exp(-m_t).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from primitives.exponential import softplus
 
 @register_mixer("mlstm")
 class MLSTM(Recurrent):
-    """An LSTM with a matrix for a memory and an exponential input gate, by which a token can outweigh all before it.
+    """An LSTM with a matrix memory and an exponential input gate, which lets a token outweigh all earlier ones.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``input_gate`` and ``forget_gate`` (linear,
-    one a head, with bias), ``norm`` of each head.
+    one output per head, with bias), ``norm`` per head.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class MLSTM(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories.
-          key_expansion, value_expansion: features of all keys, and of all values, / features.
-          cap: gates stay within +-cap before their activation.
-          input_bias: first bias of the input gates; by default, as in the released model, memories begin to be written
-            little.
-          use_bias: of all projections but the gates of the memory, which have one.
-          norm_epsilon: of the norm of each head's output, and added to what divides it.
+          num_heads: number of heads, each with its own memory.
+          key_expansion, value_expansion: features of the keys and of the values of all heads, / features.
+          cap: c, soft cap of the gates before their activation.
+          input_bias: initial bias of the input gates; with the default, that of the released model, little is written
+            to the memories at first.
+          use_bias: biases of all projections except the input and forget gates, which always have them.
+          norm_epsilon: epsilon of the norm of each head's output, also added to the denominator of h.
 
         Raises:
           ValueError: heads that do not divide the features.
@@ -109,7 +109,7 @@ class MLSTM(Recurrent):
         qkv = [linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value)]
         (q, k, v), (written, kept) = qkv, gates
         h, new = matrix_memory(q, k, v, written, kept, tokens, state, self.epsilon)
-        # RMSNorm of which is LayerNorm.
+        # RMSNorm of the centered h is LayerNorm.
         h = (h - jnp.mean(h, axis=-1, keepdims=True)).astype(x.dtype).reshape(*x.shape[:2], -1)
         return self.out(self.norm(h, self.gate(x))), new
 
@@ -124,15 +124,15 @@ def matrix_memory(
     state: WeightedState | None,
     epsilon: float = 1e-6,
 ) -> tuple[jax.Array, WeightedState | None]:
-    """h and the new state.
+    """The mLSTM recurrence.
 
     Args:
       q, k, v: (batch, length, heads, size).
-      written, kept: (batch, length, heads), i and f, at least float32.
-      epsilon: added to what h is divided by.
+      written, kept: (batch, length, heads), i and f before their activation, at least float32.
+      epsilon: added to the denominator of h.
 
     Returns:
-      (batch, length, heads, size of v), at least float32.
+      h (batch, length, heads, size of v), at least float32, and the new state.
     """
     weight, decay, largest = exponential_weights(written, -softplus(-kept), 0.0, tokens, state)
     y, memory = remember(q, (weight[..., None] * k).astype(k.dtype), with_ones(v), decay, tokens, state)

@@ -3,13 +3,13 @@
     p = softmax([scale K_t q_t, scale R(k_{t-w+1}) . R(q_t), ..., scale R(k_t) . R(q_t)])
     o_t = p_slots V_t + p_window [v_{t-w+1}, ..., v_t]        y = W_o RMSNorm(silu(o))
 
-One softmax over the M slots K_t, V_t of gated slot attention (:mod:`layers.linear_attention.gated_slot_attention`),
-which have read the tokens 0 to t - w, and over the w tokens of a window. R is a rotary embedding, in the window alone;
-queries and keys of the slots have a feature map. A window of the whole sequence is softmax attention, one of few tokens
-nearly gated slot attention. As in the authors' definition (JusenD/NHA, tests/test_ops_parity.py) a slot that has read
-nothing has a logit of 0, and takes its share of the softmax. Their layer as released writes each token to the slots at
-once, so that those in the window count twice, and its window is one token longer: that is ``delay=0`` and ``window=w +
-1``.
+One softmax runs over the M slots K_t, V_t of gated slot attention
+(:mod:`layers.linear_attention.gated_slot_attention`), which have read the tokens 0 to t - w, and over the w tokens of a
+sliding window. R is a rotary embedding, used only in the window; queries and keys of the slots have a feature map. With
+a window over the whole sequence this is softmax attention, with a window of few tokens nearly gated slot attention. As
+in the authors' definition (JusenD/NHA, tests/test_ops_parity.py), an empty slot has a logit of 0 and takes its share of
+the softmax. Their released layer writes each token to the slots immediately, so tokens in the window count twice, and
+its window is one token longer: use ``delay=0`` and ``window=w + 1`` for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pallas_kernels import attention, merge
 
 @struct.dataclass
 class WindowCache(TokenCache):
-    """The last tokens of each row's current document.
+    """Cache of the last tokens of each row's current document.
 
     Attributes:
       key, value: (batch, capacity, heads, key_dim) and (batch, capacity, heads, value_dim), without rotary embedding.
@@ -48,7 +48,7 @@ class HybridState(SlotState):
     """The state of native hybrid attention.
 
     Attributes:
-      window: the tokens that the slots have not read yet, or that are in the window of the next one.
+      window: tokens that the slots have not read yet or that the next token sees in its window.
     """
 
     window: WindowCache
@@ -56,7 +56,7 @@ class HybridState(SlotState):
 
 @register_mixer("native_hybrid_attention")
 class NativeHybridAttention(GatedSlotAttention):
-    """Softmax attention to the last tokens and to slots that have read all before them, in constant memory.
+    """Softmax attention to a sliding window and to slots that summarize all earlier tokens, in constant memory.
 
     Parameters: those of :class:`GatedSlotAttention`.
     """
@@ -78,15 +78,15 @@ class NativeHybridAttention(GatedSlotAttention):
         **options: Any,
     ):
         """Args:
-          num_heads, num_slots: heads, and slots of each.
-          window: tokens that one sees by themselves, itself included.
-          delay: after how many tokens one is written to the slots; None: when it leaves the window.
+          num_heads, num_slots: number of heads, and of slots per head.
+          window: w, tokens of the sliding window, the query included.
+          delay: number of tokens after which a token is written to the slots; None for w, when it leaves the window.
           rotary: embedding of queries and keys in the window, as of
             :class:`layers.attention.projected.ProjectedAttention`.
-          options: as of :class:`GatedSlotAttention`.
+          options: as in :class:`GatedSlotAttention`.
 
         Raises:
-          ValueError: no window, or a delay below 0.
+          ValueError: heads that do not divide the features, a window below 1, or a delay below 0.
         """
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(features, num_heads=num_heads, num_slots=num_slots, **options, **made)
@@ -131,11 +131,11 @@ class NativeHybridAttention(GatedSlotAttention):
     def _late(
         self, new: Mapping[str, jax.Array], places: jax.Array, mask: jax.Array | None, last: WindowCache | None
     ) -> dict[str, jax.Array]:
-        """For each token the one that is written to the slots with it, ``delay`` tokens before it; with a decay of 0
-        where there is none.
+        """For each token, the entries of the token ``delay`` positions earlier, which is written to the slots at that
+        time; with a decay of 0 if there is none.
 
         Args:
-          places: (batch or 1, length), of tokens in their documents.
+          places: (batch or 1, length), positions of the tokens in their documents.
         """
         length = places.shape[1]
         late = {}
@@ -159,8 +159,8 @@ class NativeHybridAttention(GatedSlotAttention):
         query_segments: jax.Array | None,
         key_segments: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """What is found in the window, and the log-sum-exp of its logits; positions are None where they are 0, 1, 2,
-        ..."""
+        """Outputs of the sliding window, and the log-sum-exp of their logits; positions of None mean 0, 1, 2, ...
+        """
         if self.rotary is not None:
             index = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
             q = self.rotary(q, index if of_queries is None else of_queries)

@@ -1,10 +1,10 @@
 """The matrix LSTM between projections: xLSTM (Beck et al., 2024, arXiv:2405.04517), section 2.4 and figure 10.
 
-    u, z = W_u x, W_z x        a = silu(conv(u))        q, k, v = B_q a, B_k a, B_v u        B: blocks on a diagonal
+    u, z = W_u x, W_z x        a = silu(conv(u))        q, k, v = B_q a, B_k a, B_v u        B: block-diagonal
     i, f = W_i [q, k, v] + b_i, W_f [q, k, v] + b_f        h: mLSTM of q, k, v, i and f
     y = W_o ((GroupNorm(h) + s a) * silu(z))
 
-(:mod:`layers.linear_attention.mlstm` has the mLSTM.)
+The mLSTM is that of :mod:`layers.linear_attention.mlstm`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from primitives.exponential import silu
 
 @register_mixer("projected_mlstm")
 class ProjectedMLSTM(Recurrent):
-    """The first xLSTM's block of an mLSTM: wider than its input, with a convolution, a skip and a gate.
+    """The mLSTM block of the original xLSTM: an mLSTM on expanded features, with a convolution, a skip and a gate.
 
     Parameters: ``up``, ``gate``, ``out`` (linear), ``conv``, ``query``, ``key``, ``value`` (linear, in blocks),
-    ``input_gate`` and ``forget_gate`` (linear, one a head, with bias), ``norm`` (channels,), to which 1 is added, and
-    ``skip`` (channels,), s.
+    ``input_gate`` and ``forget_gate`` (linear, one output per head, with bias), ``norm`` (channels,), to which 1 is
+    added, and ``skip`` (channels,), s.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class ProjectedMLSTM(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories.
-          channels: features of u, z and all heads; twice the features by default, rounded up to a multiple of 64 from
-            64 on.
-          block: features of a block of the maps to queries, keys and values.
-          conv_size: tokens that the convolution sees.
-          depth: blocks of the model: the output begins the smaller, the more there are.
-          norm_epsilon: of the norm of each head's output.
+          num_heads: number of heads, each with its own memory.
+          channels: features of u, z and all heads together; default 2 * features, rounded up to a multiple of 64 if
+            ``features`` is at least 64.
+          block: features per diagonal block of the query, key and value projections.
+          conv_size: kernel size of the convolution in tokens.
+          depth: number of blocks of the model; the initial output weights are divided by it.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads or blocks that do not divide the channels.

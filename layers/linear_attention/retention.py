@@ -3,8 +3,8 @@ arXiv:2307.08621), section 2.
 
     S_t = gamma_h S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        y = W_o (RMSNorm(o) * silu(W_g x))
 
-Queries and keys turn by angles proportional to position. Each head has its gamma, which is no parameter. ViR
-(Hatamizadeh et al., 2023, arXiv:2310.19731) has neither the norm and the gate nor the angles: y = W_o o.
+Queries and keys have rotary embeddings. Each head has a fixed decay gamma. ViR (Hatamizadeh et al., 2023,
+arXiv:2310.19731) uses no norm, no gate and no rotary embedding: y = W_o o.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Decays = Literal["powers", "paper"]
 
 
 def log_decays(num_heads: int, kind: Decays) -> np.ndarray:
-    """log gamma (heads,): gamma = 1 - 2^(-5 - h), or the paper's, 1 - 1/32 to 1 - 1/512, equally far apart in log(1 -
-    gamma).
+    """log gamma (heads,): gamma = 1 - 2^(-5 - h) for "powers", or the paper's, 1 - 1/32 to 1 - 1/512 equally spaced in
+    log(1 - gamma).
     """
     if kind == "powers":
         return np.asarray([math.log1p(-(2.0 ** (-5 - head))) for head in range(num_heads)], np.float32)
@@ -43,7 +43,7 @@ def log_decays(num_heads: int, kind: Decays) -> np.ndarray:
 
 @struct.dataclass
 class RetentionState(RecurrentState):
-    """The state of a retention.
+    """The state of retention.
 
     Attributes:
       length: (batch,) int32, tokens read so far of the current document.
@@ -54,9 +54,9 @@ class RetentionState(RecurrentState):
 
 @register_mixer("retention")
 class Retention(Recurrent):
-    """Multi-scale retention: linear attention whose heads forget at fixed rates, with rotary positions and a gate.
+    """Multi-scale retention: linear attention with a fixed decay per head, rotary embeddings and a gate.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``norm`` of each head.
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``norm`` per head.
     """
 
     paper = (46,)
@@ -78,13 +78,13 @@ class Retention(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: heads, each with its gamma.
-          key_expansion, value_expansion: features of all keys, and of all values, / features.
-          decays: "powers" is 1 - 2^(-5 - h), which code has; "paper" is what the paper's experiments had.
+          num_heads: number of heads, each with its gamma.
+          key_expansion, value_expansion: features of the keys and of the values of all heads, / features.
+          decays: "powers" is 1 - 2^(-5 - h), as in released code; "paper" is that of the paper's experiments.
           rotary: :class:`layers.position.Rotary`, its options or its base; None for no positions.
-          gated: whether the output of each head has its norm and the gate.
-          use_bias: of the linear layers.
-          norm_epsilon: of the norm of each head's output.
+          gated: whether each head's output has a norm and a gate.
+          use_bias: biases of the linear layers.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: an unknown ``decays``, or heads that do not divide the features.

@@ -7,7 +7,7 @@
     y_t = r_t (S_{t-1} + diag(u) k_t v_t^T)        S_t = diag(w_t) S_{t-1} + k_t v_t^T
     out = W_o (GroupNorm(y) * g)
 
-A token reads the memory before it, and itself by the weights u.
+A token reads the memory before its own update, and itself with the weights u.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from primitives.exponential import silu
 
 @register_mixer("rwkv6")
 class RWKV6(Recurrent):
-    """Time mixing of RWKV-6: linear attention with a decay of each key and token, of inputs that mix each token with
-    the one before it by learned shares, which depend on the token.
+    """Time mixing of RWKV-6: linear attention with a data-dependent decay per key channel. Its inputs interpolate
+    between each token and the previous one with learned, data-dependent weights.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear); ``decay`` (low rank); ``shift`` (features,),
-    m; ``decay_shift``, ``key_shift``, ``value_shift``, ``query_shift``, ``gate_shift`` (low rank, with m_c for a bias);
-    ``bonus`` (heads, key_dim), u; ``norm`` and ``norm_bias``.
+    m; ``decay_shift``, ``key_shift``, ``value_shift``, ``query_shift``, ``gate_shift`` (low rank, with m_c as the
+    bias); ``bonus`` (heads, key_dim), u; ``norm`` and ``norm_bias``.
     """
 
     undecayed = ("bonus",)
@@ -62,13 +62,13 @@ class RWKV6(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories; released models have 64 features in each.
-          key_expansion, value_expansion: features of all keys, and of all values, / features.
-          shift_rank, decay_rank: of the low-rank maps; by default the authors', 32 and 64, and twice as many from 4096
-            features on.
-          index, depth: of the block, and blocks of the model: they set where parameters begin.
-          zero_init: the low-rank maps and the output begin at 0, as the authors' do.
-          norm_epsilon: of the norm of each head's output.
+          num_heads: number of heads, each with its own memory; released models have 64 features per head.
+          key_expansion, value_expansion: features of the keys and of the values of all heads, / features.
+          shift_rank, decay_rank: ranks of the low-rank projections; default the authors', 32 and 64, doubled from 4096
+            features.
+          index, depth: index of the block, and number of blocks of the model; they set initial values.
+          zero_init: initialize the low-rank projections and the output to 0, as the authors do.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not divide the features.

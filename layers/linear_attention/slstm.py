@@ -6,8 +6,8 @@
     c_t = sigmoid(f) c_{t-1} + exp(i) tanh(z)        n_t = sigmoid(f) n_{t-1} + exp(i)
     h_t = sigmoid(o) c_t / n_t        y = GroupNorm(h)
 
-B and R have a block a head. Both sums are kept times exp(-m_t), m_t = max(log sigmoid(f) + m_{t-1}, i), which cancels
-in h. Because gates see h_{t-1}, tokens are read one after another, in training too.
+B and R have one diagonal block per head. Both sums are stored times exp(-m_t), m_t = max(log sigmoid(f) + m_{t-1}, i),
+which cancels in h. Because the gates depend on h_{t-1}, tokens are processed sequentially, in training too.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from primitives.exponential import silu, softplus
 
 @register_mixer("slstm")
 class SLSTM(Recurrent):
-    """An LSTM with exponential input gates and recurrent weights within heads: it tracks states, and is not parallel.
+    """An LSTM with exponential input gates and recurrent weights within heads. It can track states, but is sequential.
 
-    Parameters: ``input``, ``forget``, ``cell``, ``output`` and ``recurrent`` (linear, each head by itself; R of
-    i, f, z and o), ``bias`` (heads, 4, head_dim), ``scale`` (features,) of the norm, to which 1 is added; with a
-    convolution ``conv``.
+    Parameters: ``input``, ``forget``, ``cell``, ``output`` and ``recurrent`` (linear, block-diagonal by heads;
+    ``recurrent`` holds R of i, f, z and o), ``bias`` (heads, 4, head_dim), ``scale`` (features,) of the norm, to which
+    1 is added; ``conv`` with a convolution.
     """
 
     undecayed = ("bias",)
@@ -56,11 +56,11 @@ class SLSTM(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: groups of features that see each other through R.
-          conv_size: tokens that the convolution in front of i and f sees; None for none.
-          index, depth: of the block, and blocks of the model: they set where the biases of f begin.
-          recurrent_init: of R, 0 in the authors' code.
-          norm_epsilon: of the norm of each head's output.
+          num_heads: groups of features that interact through R.
+          conv_size: kernel size of the convolution before i and f; None for no convolution.
+          index, depth: index of the block, and number of blocks of the model; they set the initial biases of f.
+          recurrent_init: initializer of R, zeros in the authors' code.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not divide the features.
@@ -101,7 +101,7 @@ class SLSTM(Recurrent):
         given = jnp.stack([gate.reshape(shape) for gate in gates], axis=3).astype(wide)
         memory = jnp.zeros((x.shape[0], *self.memory_shape), wide) if state is None else state.memory.astype(wide)
         flags = (self.starts(tokens, state), tokens.mask)
-        # Widened here: the gradient of what a loop reads is summed over its steps.
+        # Cast to float32 outside the loop: the gradients of its constants are summed over the steps.
         weights, bias = widened(self.recurrent.kernel[...]), widened(self.bias[...])
         weights = weights.reshape(*weights.shape[:2], 4, -1)
 
