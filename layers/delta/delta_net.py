@@ -1,4 +1,4 @@
-"""Mixers whose memory is corrected rather than added to: the delta rule, gated, and with several steps a token.
+"""The delta rule, whose memory is corrected rather than only added to: plain, gated, and with several steps per token.
 
     q, k, v = silu(conv(W x));  q, k normalized;  beta = sigmoid(W_b x), or twice that
     S <- exp(g_t) S                                        g = -A softplus(W_a x + b)
@@ -10,9 +10,9 @@
 - ``GatedDeltaNet``: one step, decay and gate. Gated Delta Networks (Yang, Kautz and Hatamizadeh, 2024,
   arXiv:2412.06464).
 - ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025,
-  arXiv:2502.10297). A product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
-- ``Comba``: a decay, a sigmoid gate, and a share b of a key under which the memory is read, both for what is corrected
-  and for what a query already knows: S <- exp(g_t) S + beta k (v - b k^T S)^T, y_t = (q - d b k) S. Comba: Improving
+  arXiv:2502.10297). Products of n reflections include all rotations of n dimensions, as state tracking needs.
+- ``Comba``: decay, a sigmoid gate, and a factor b of the keys with which the memory is read, for the correction and for
+  the part subtracted from the query: S <- exp(g_t) S + beta k (v - b k^T S)^T, y_t = (q - d b k) S. Comba: Improving
   Bilinear RNNs with Closed-loop Control (Hu et al., 2025, arXiv:2506.02475).
 """
 
@@ -41,11 +41,11 @@ from primitives.exponential import silu, softplus
 
 @register_mixer("delta_net")
 class DeltaNet(Recurrent):
-    """The delta rule with a convolution in front; the options of all three papers.
+    """The delta rule after short convolutions, with the options of the first three papers.
 
     Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``,
-    ``norm`` of each head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate
-    ``gate`` (linear).
+    ``norm`` per head; ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,) with a decay; ``gate`` (linear) with
+    a gate.
     """
 
     paper: ClassVar[tuple[int, ...]] = (179,)
@@ -55,7 +55,7 @@ class DeltaNet(Recurrent):
     own_gate: ClassVar[bool] = False
     own_negative: ClassVar[bool] = False
     own_value_expansion: ClassVar[float] = 1.0
-    activation: Callable[[jax.Array], jax.Array] = staticmethod(silu)  # of the gate
+    activation: Callable[[jax.Array], jax.Array] = staticmethod(silu)  # activation of the gate
 
     def __init__(
         self,
@@ -76,18 +76,14 @@ class DeltaNet(Recurrent):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args, of which those that are None are the class's own:
-          num_heads, head_dim: heads of queries and keys, and features of one, features / num_heads by default.
-          num_value_heads: heads of values, each with its memory; a multiple of num_heads, which share their queries and
-            keys. Default num_heads.
-          value_expansion: features of a value head / head_dim.
-          steps: of the delta rule, each with a key, a value and a beta of its own, that a token takes.
-          use_decay: memories fade, at a rate that depends on the token.
-          use_gate: of the output.
-          negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024,
-            arXiv:2411.12537).
-          conv_size: tokens that the convolutions see; None for no convolution.
-          norm_epsilon: of the norm of each head's output.
+        """Args (None means the default of the class): num_heads, head_dim: number of query and key heads, and their
+        features; default features / num_heads. num_value_heads: number of value heads, each with its own memory; a
+        multiple of num_heads, in groups that share queries and keys. Default num_heads. value_expansion: features of a
+        value head / head_dim. steps: number of steps of the delta rule per token, each with its own key, value and
+        beta. use_decay: whether memories have a data-dependent decay. use_gate: whether the output has a gate.
+        negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024,
+        arXiv:2411.12537). conv_size, conv_bias: kernel size of the convolutions, None for no convolution, and whether
+        they have biases. norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not fit together, or a head size that is not a whole number.
@@ -170,8 +166,8 @@ class DeltaNet(Recurrent):
         return y, state and state.after(tokens, memory=memory, convolutions=seen)
 
     def keys(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Queries and keys of norm 1, and the keys under which the memory is read, (..., heads, head_dim); None for the
-        same.
+        """Unit-norm queries and keys, and the keys with which the memory is read, (..., heads, head_dim); None for the
+        same keys.
         """
         return normalized(q), normalized(k), None
 
@@ -180,7 +176,7 @@ class DeltaNet(Recurrent):
 class GatedDeltaNet(DeltaNet):
     """The delta rule with a decay and an output gate."""
 
-    paper = ()  # Gated Delta Networks is no row of the roster
+    paper = ()  # Gated Delta Networks is not in the roster
     own_decay = True
     own_gate = True
     own_value_expansion = 2.0
@@ -188,7 +184,7 @@ class GatedDeltaNet(DeltaNet):
 
 @register_mixer("delta_product")
 class DeltaProduct(DeltaNet):
-    """Two steps of the delta rule a token, with negative eigenvalues and an output gate; ``use_decay=True`` is Gated
+    """Two steps of the delta rule per token, with negative eigenvalues and an output gate; ``use_decay=True`` is Gated
     DeltaProduct.
     """
 
@@ -200,7 +196,7 @@ class DeltaProduct(DeltaNet):
 
 
 class DeltaOptions(LayerOptions, total=False):
-    """Options of :class:`DeltaNet` that subclasses hand on."""
+    """Options of :class:`DeltaNet` that subclasses pass on."""
 
     num_heads: Required[int]
     head_dim: int | None
@@ -212,9 +208,10 @@ class DeltaOptions(LayerOptions, total=False):
 
 @register_mixer("comba")
 class Comba(DeltaNet):
-    """The gated delta rule with a feedback of each head's own strength, and queries without what the token's key says.
+    """The gated delta rule with feedback of a learned strength per head, and queries corrected by the token's key.
 
-    Parameters: those of :class:`DeltaNet`, and ``feedback`` and ``correction`` (heads,), from which b and d are made.
+    Parameters: those of :class:`DeltaNet`, and ``feedback`` and ``correction`` (heads,): b = sigmoid(feedback), d =
+    correction.
     """
 
     paper = ()
@@ -232,10 +229,11 @@ class Comba(DeltaNet):
         **options: Unpack[DeltaOptions],
     ):
         """Args:
-          normalize_read: keys that are read under have norm 1 too, so that b acts in queries alone, and queries are
-            corrected before they are normalized, as in flash-linear-attention; the paper's keep the length b.
-          correction: first value of d; the authors also name 0.02, for small models.
-          options: as of :class:`DeltaNet`.
+          normalize_read: the keys with which the memory is read also have norm 1, so that b affects only queries, and
+            queries are normalized after their correction, as in flash-linear-attention; in the paper these keys have
+            norm b.
+          correction: initial value of d; the authors also mention 0.02, for small models.
+          options: as in :class:`DeltaNet`.
 
         Raises:
           ValueError: heads that do not fit together, or a head size that is not a whole number.

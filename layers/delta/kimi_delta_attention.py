@@ -2,11 +2,11 @@
 arXiv:2510.26692), section 3.
 
     q, k, v = silu(conv(W x));  q, k normalized;  beta = sigmoid(W_b x), or twice that
-    S <- diag(exp g_t) S                                   g = -A softplus(W_2 W_1 x + b), for each key
+    S <- diag(exp g_t) S                                   g = -A softplus(W_2 W_1 x + b), per key channel
     S <- (I - beta k k^T) S + beta k v^T
     y_t = W_o (RMSNorm(q_t S / sqrt(K)) * sigmoid(W_4 W_3 x))
 
-With a bound c < 0 on the log decay, g = c sigmoid(A (W_2 W_1 x + b)).
+With a lower bound c < 0 of the log decay, g = c sigmoid(A (W_2 W_1 x + b)).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from primitives.exponential import silu, softplus
 
 @register_mixer("kimi_delta_attention")
 class KimiDeltaAttention(Recurrent):
-    """The gated delta rule in which every key's part of the memory fades at a rate of its own.
+    """The gated delta rule with a data-dependent decay per key channel.
 
     Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``decay``, ``gate`` (low rank), ``A_log``
-    (value_heads,), ``dt_bias`` (value_heads * head_dim,), ``norm`` of each head; with convolutions ``query_conv``,
-    ``key_conv``, ``value_conv``.
+    (value_heads,), ``dt_bias`` (value_heads * head_dim,), ``norm`` per head; ``query_conv``, ``key_conv``,
+    ``value_conv`` with convolutions.
     """
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**Mixer.sharding, "beta.kernel": (None, "tensor")}
@@ -63,16 +63,17 @@ class KimiDeltaAttention(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim: heads of queries and keys, and features of one, features / num_heads by default.
-          num_value_heads: heads of values, each with its memory and its decays; a multiple of num_heads, which share
-            their queries and keys. Default num_heads.
+          num_heads, head_dim: number of query and key heads, and their features; default features / num_heads.
+          num_value_heads: number of value heads, each with its own memory and decays; a multiple of num_heads, in
+            groups that share queries and keys. Default num_heads.
           value_expansion: features of a value head / head_dim.
-          rank: of the maps from a token to its decays and to its gates; features of a value head by default.
+          rank: rank of the projections from a token to its decays and to its gates; default the features of a value
+            head.
           negative: beta in (0, 2) instead of (0, 1).
-          lower_bound: c, the least log decay of a token, < 0; None for none.
-          conv_size: tokens that the convolutions see; None for no convolution.
-          gate_bias: the gates have a bias.
-          norm_epsilon: of the norm of each head's output.
+          lower_bound: c, lower bound of the log decay of a token, < 0; None for none.
+          conv_size, conv_bias: kernel size of the convolutions, None for no convolution, and whether they have biases.
+          gate_bias: whether the gates have a bias.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not fit together, a head size that is not a whole number, or a bound that is not
@@ -143,7 +144,7 @@ class KimiDeltaAttention(Recurrent):
         return self.out(y.reshape(*x.shape[:2], -1)), state and state.after(tokens, memory=memory, convolutions=seen)
 
     def _log_decay(self, x: jax.Array, wide: Any) -> jax.Array:
-        """(batch, length, value_heads, head_dim)."""
+        """The log decay g, (batch, length, value_heads, head_dim)."""
         logits = self.decay(x).astype(wide) + self.dt_bias[...].astype(wide)
         logits = logits.reshape(*x.shape[:2], self.value_heads, self.head_dim)
         rate = jnp.exp(self.A_log[...].astype(wide))[:, None]

@@ -1,4 +1,4 @@
-"""What the delta rule's mixers share: keys of norm 1, and a memory that padding leaves unchanged."""
+"""Shared parts of the delta-rule mixers: unit-norm keys, and a memory that padding leaves unchanged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,22 @@ def correct(
     read_key: jax.Array | None = None,
     scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """:func:`pallas_kernels.delta_rule` after ``state``: the output and the new memory."""
+    """:func:`pallas_kernels.delta_rule` continued from ``state``.
+
+    Args:
+      q: (batch, length, heads, key_dim).
+      k, v, beta: (batch, steps * length, heads, ...), the steps of a token in order.
+      decay: log decay per token, or None.
+      tokens: their mask and documents; padding leaves the memory unchanged.
+      state: the state after the previous tokens; None if there are none.
+      read_key: keys with which the memory is read; None for ``k``.
+      scale: as in the op.
+
+    Returns:
+      The output (batch, length, value heads, value_dim), and the new memory.
+    """
     if tokens.mask is not None:
-        # Nothing decays and nothing is written: the memory is unchanged.
+        # Without decay and writes the memory is unchanged.
         real = jnp.repeat(tokens.mask, k.shape[1] // q.shape[1], axis=1)
         beta = jnp.where(real[..., None], beta, 0)
         if decay is not None:
@@ -45,6 +58,6 @@ def correct(
 
 
 def normalized(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis, in float32; vectors near 0 stay small."""
+    """x / |x| over the last axis, computed in float32; vectors near 0 stay small."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)

@@ -1,17 +1,17 @@
 """MoM: Linear Sequence Modeling with Mixture-of-Memories (Du et al., 2025, arXiv:2502.13685), section 3, on the gated
 delta rule (:mod:`layers.delta.delta_net`).
 
-    p = softmax(W_r x)        a token goes to the k memories of the largest p, with weights p_m / (sum of these)
+    p = softmax(W_r x)        a token is routed to the k memories with the largest p, weights p_m / (sum of these)
     S_m <- gated delta rule of S_m and silu(conv(W_q x)), silu(conv(W_k^m x)), silu(conv(W_v^m x)), W_b^m x, W_a^m x
-    o = sum_m (weight of m) q S_m + q S_0                  S_0: a memory that all tokens go to
+    o = sum_m (weight of m) q S_m + q S_0                  S_0: a memory shared by all tokens
     y = W_o (RMSNorm(o) * silu(W_g x))
 
-A memory, and its convolutions, see only the tokens that go to it, as if there were no others. In training a loss keeps
-all memories in use: M times the sum over memories of the share of tokens that choose one and of its mean p (Switch
-Transformer, arXiv:2101.03961), of each block by itself.
+A memory and its convolutions see only the tokens routed to it, as if there were no others. In training, a
+load-balancing loss per block keeps all memories in use: M times the sum over memories of (fraction of tokens routed to
+it) * (mean p) (Switch Transformer, arXiv:2101.03961).
 
-A whole sequence is sorted by memory: of k memories a token, k sequences of its length are read, not M. Their keys and
-values are made for all M memories, and chosen among. Read piece by piece, every memory reads a piece of full length.
+A whole sequence is sorted by memory, so that k times its length is processed, not M times. Keys and values are computed
+for all M memories before the selection. In ``extend``, every memory processes a piece of full length.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class MixtureState:
     """The state of a mixture of memories.
 
     Attributes:
-      routed: of each memory, (batch, memories, ...).
-      shared: of the memory of all tokens, or None.
-      document: (batch,) int32, documents of the row that have ended.
-      segment: (batch,) int32, the current one.
+      routed: states of the routed memories, (batch, memories, ...).
+      shared: state of the shared memory, or None.
+      document: (batch,) int32, number of documents of the row that have ended.
+      segment: (batch,) int32, id of the current document.
     """
 
     routed: RecurrentState
@@ -54,11 +54,11 @@ class MixtureState:
 
 @register_mixer("mixture_of_memories")
 class MixtureOfMemories(Recurrent):
-    """The gated delta rule over several memories, of which each token has some.
+    """The gated delta rule over several memories, with top-k routing of tokens.
 
     Parameters: ``router``, ``query``, ``gate``, ``out`` (linear); ``key.m``, ``value.m``, ``beta.m``, ``decay.m``
-    (linear) of each memory, and ``shared_key``, ``shared_value``, ``shared_beta``, ``shared_decay``; ``query_conv``,
-    ``key_conv``, ``value_conv``; ``A_log`` and ``dt_bias`` (heads,); ``norm`` of each head.
+    (linear) for each memory m, and ``shared_key``, ``shared_value``, ``shared_beta``, ``shared_decay``; ``query_conv``,
+    ``key_conv``, ``value_conv``; ``A_log`` and ``dt_bias`` (heads,); ``norm`` per head.
     """
 
     paper = (193,)
@@ -81,16 +81,16 @@ class MixtureOfMemories(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim: heads of each memory, and features of one's keys, features / num_heads by default.
+          num_heads, head_dim: number of heads of each memory, and features of their keys; default features / num_heads.
           value_expansion: features of a value head / head_dim.
-          memories, chosen: M, beside the shared one, and k.
-          shared_memory: there is a memory of all tokens.
-          conv_size: tokens that the convolutions see.
-          norm_epsilon: of the norm of each head's output.
+          memories, chosen: M, not counting the shared one, and k.
+          shared_memory: whether there is also a memory shared by all tokens.
+          conv_size: kernel size of the convolutions.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
-          ValueError: heads that do not divide the features, a head size that is not a whole number, or more memories
-            chosen than there are.
+          ValueError: heads that do not divide the features, a head size that is not a whole number, or ``chosen``
+            outside 1 to ``memories``.
         """
         if not 1 <= chosen <= memories:
             raise ValueError(f"MixtureOfMemories: a token goes to 1 to {memories} of {memories} memories, not {chosen}")
@@ -172,7 +172,9 @@ class MixtureOfMemories(Recurrent):
         tokens: Tokens,
         state: RecurrentState | None,
     ) -> tuple[jax.Array, RecurrentState | None]:
-        """What projections (batch, length, ...) of tokens read in a memory, (batch, length, heads, value_dim)."""
+        """Output of a memory for projections (batch, length, ...) of tokens, (batch, length, heads, value_dim), and its
+        state.
+        """
         read, seen = self.convolve([q, k, v], tokens, state)
         q, k, v = (silu(a).reshape(*a.shape[:2], self.num_heads, -1) for a in read)
         wide = jnp.promote_types(decay.dtype, jnp.float32)
@@ -191,13 +193,13 @@ class MixtureOfMemories(Recurrent):
         document: jax.Array,
         mask: jax.Array | None,
     ) -> jax.Array:
-        """The weighted sum (batch, length, heads, value_dim) of what tokens find in their memories, from the row's
-        start: what goes to a memory is a document of its own.
+        """The weighted sum of the outputs of each token's memories, (batch, length, heads, value_dim), for whole rows.
+        The tokens of each memory are processed as a separate document.
 
         Args:
           own: projections for each memory, (batch, length, memories, ...).
           chosen, weights: (batch, length, chosen).
-          document: (batch, length), of each token.
+          document: (batch, length), index of each token's document.
         """
         batch, length, count = chosen.shape
         memory = chosen if mask is None else jnp.where(mask[..., None], chosen, self.memories)
@@ -223,7 +225,7 @@ class MixtureOfMemories(Recurrent):
         mask: jax.Array | None,
         state: RecurrentState,
     ) -> tuple[jax.Array, RecurrentState]:
-        """As :meth:`_sorted`, after ``state``: each memory is a row, in which its tokens come first."""
+        """:meth:`_sorted` continued from ``state``: each memory is a row in which its tokens come first."""
         batch, length, _ = chosen.shape
         picks = jax.nn.one_hot(chosen, self.memories, dtype=weights.dtype)
         picks = picks if mask is None else jnp.where(mask[..., None, None], picks, 0)
@@ -232,7 +234,7 @@ class MixtureOfMemories(Recurrent):
         order = jnp.argsort(~goes, axis=1, stable=True)
 
         def of_memories(a: jax.Array) -> jax.Array:
-            """(batch, length, memories or 1, ...) as rows of memories, in their order."""
+            """Reorders (batch, length, memories or 1, ...) to rows of memories, each memory's tokens first."""
             a = jnp.broadcast_to(a, (*a.shape[:2], self.memories, *a.shape[3:]))
             return _rows(jnp.moveaxis(a, 2, 1).reshape(batch * self.memories, length, *a.shape[3:]), order)
 
@@ -246,7 +248,7 @@ class MixtureOfMemories(Recurrent):
         return jnp.einsum("bmlhv,bml->blhv", y.astype(share.dtype), share), _apart(new, batch)
 
     def _load(self, scores: jax.Array, chosen: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """M sum_m (share of the tokens that choose m) (mean score of m); k if all are alike."""
+        """M sum_m (fraction of tokens that choose m) (mean score of m); k if balanced."""
         real = jnp.ones(scores.shape[:2], scores.dtype) if mask is None else mask.astype(scores.dtype)
         part = real / jnp.maximum(jnp.sum(real), 1)
         used = jnp.einsum("bl,blcm->m", part, jax.nn.one_hot(chosen, self.memories, dtype=scores.dtype))
@@ -259,5 +261,5 @@ def _rows(a: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _apart(state: RecurrentState, batch: int) -> RecurrentState:
-    """A state of rows of memories as one of rows, (batch, memories, ...)."""
+    """Reshapes a state (batch * memories, ...) to (batch, memories, ...)."""
     return jax.tree.map(lambda a: a.reshape(batch, -1, *a.shape[1:]), state)

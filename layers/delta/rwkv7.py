@@ -7,8 +7,8 @@
     S_t = diag(w) S_{t-1} - (a p) (p^T S_{t-1}) + k v^T
     y = W_o ((GroupNorm(r S_t) + (r . (k u)) v) * lora_g(x_g))
 
-A token is two steps of the delta rule: one that reads under p / w, for the state before the decay, and writes nothing
-in place of it, and one that adds. w is at least 0.545, so that the quotient is safe.
+A token takes two steps of the delta rule: the first removes what the state holds under p, read with the key p / w from
+the state before the decay, and the second adds k v^T. w is at least 0.545, so the quotient is safe.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from layers.tokens import Tokens
 
 
 def _rank(features: int, factor: float) -> int:
-    """The authors' rank of a low-rank map: a multiple of 32 near factor * sqrt(features)."""
+    """The authors' rank of a low-rank projection: a multiple of 32 near factor * sqrt(features)."""
     return max(32, round(factor * math.sqrt(features) / 32) * 32)
 
 
 @register_mixer("rwkv7")
 class RWKV7(Recurrent):
-    """Time mixing of RWKV-7: a delta rule with a decay of each key, which removes and writes under different keys.
+    """Time mixing of RWKV-7: a delta rule with a decay per key channel that removes and writes under different keys.
 
-    With ``value_residual`` its values are drawn toward the first block's, which blocks hand on: the first writes them
-    over what it is given, (batch, length, features), and the others read them.
+    With ``value_residual`` the values are interpolated toward those of the first block, (batch, length, features),
+    which blocks pass on: the first block overwrites the array that it receives with its values, and the others read it.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear); ``decay``, ``rate``, ``gate`` and, with
     ``value_residual`` after the first block, ``residual`` (low rank); ``shift`` (6, features), m of r, w, k, v, a, g;
@@ -73,13 +73,14 @@ class RWKV7(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: memories; released models have 64 features in each.
-          index, depth: of the block, and blocks of the model: they set initial values, and which block is first.
-          value_residual: values are drawn toward the first block's. The model hands on an array for them.
-          decay_rank, rate_rank, residual_rank, gate_rank: of the low-rank maps to w, a, the share of the first block's
-            values, and the gate; by default the authors' for the width and size of a head.
-          zero_init: the low-rank maps and the output begin at 0, as the authors' do.
-          norm_epsilon: of the norm of each head's output, times the features of a head.
+          num_heads: number of heads, each with its own memory; released models have 64 features per head.
+          index, depth: index of the block, and number of blocks of the model; they set initial values and which block
+            is first.
+          value_residual: interpolate values toward those of the first block. The model must pass an array for them.
+          decay_rank, rate_rank, residual_rank, gate_rank: ranks of the low-rank projections to w, to a, to the weight
+            of the first block's values, and to the gate; default the authors' for the model width and head size.
+          zero_init: initialize the low-rank projections and the output to 0, as the authors do.
+          norm_epsilon: the norm of each head's output has the epsilon norm_epsilon * head_dim.
 
         Raises:
           ValueError: heads that do not divide the features, or heads of one feature.
@@ -148,9 +149,11 @@ class RWKV7(Recurrent):
     def _read(
         self, x: jax.Array, tokens: Tokens, state: RecurrentState | None, values: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None, RecurrentState | None]:
-        """The output, what is handed on, and the new state."""
+        """The output, the values to pass on, and the new state."""
         if self.shares and values is None:
-            raise ValueError("RWKV7 with value_residual reads what blocks hand on: give its layers.Stack shared=")
+            raise ValueError(
+                "RWKV7 with value_residual needs the values that blocks pass on: give its layers.Stack shared="
+            )
         (before,), seen = self.convolve([x], tokens, state)
         xr, xw, xk, xv, xa, xg = shifted(x, before, self.shift[...])
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -194,7 +197,7 @@ def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _beginnings(features: int, size: int, index: int, depth: int) -> dict[str, Initializer]:
-    """Where parameters begin in the authors' training code, of block ``index`` of ``depth``."""
+    """Initial values of parameters in the authors' training code, for block ``index`` of ``depth``."""
     place = [n / max(features - 1, 1) for n in range(features)]
     early, late = 1 - index / depth, index / max(depth - 1, 1)
 

@@ -60,5 +60,5 @@ def test_blocks_hand_on_the_first_ones_values() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="4 heads leave one feature each: a head needs at least 2"):
         RWKV7(4, num_heads=4, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="reads what blocks hand on"):
+    with pytest.raises(ValueError, match="needs the values that blocks pass on"):
         layer(1)(jnp.zeros((1, 2, recorded.FEATURES)))
