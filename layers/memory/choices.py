@@ -1,13 +1,13 @@
 """The four choices of an associative memory whose weights are its state: Miras (A. Behrouz et al., 2025,
 arXiv:2504.13173).
 
-    structure    what maps a key to a value: a matrix, or a small network of matrices
-    bias         the attentional bias, the inner loss of which one step is taken for each token
-    retention    how what was learned is kept: the accumulated gradients decay, and a map makes the weights from them
+    structure    the map from keys to values: a matrix, or a small network of matrices
+    bias         the attentional bias: the inner loss, on which each token takes one gradient step
+    retention    how the past is kept: the accumulated gradients decay, and a function maps them to weights
     algorithm    how the gradients accumulate: gradient descent, with or without momentum
 
 Titans' memory (arXiv:2501.00663) and Moneta, Yaad and Memora are four such :class:`Memory` values at the end of this
-file; a new one is as short. Steps, momentum and decay themselves come with each token, from the layer.
+file; a new one takes a single line. The layer computes step sizes, momentum and decay for each token.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ Linear = Callable[[int, jax.Array], jax.Array]
 
 
 class Structure(Protocol):
-    """What maps keys to values. It is written once, in terms of ``linear``, whose implementation differs between
-    learning and reading."""
+    """The map from keys to values. It is written in terms of ``linear``, which is implemented differently for learning
+    and for reading.
+    """
 
     def shapes(self, size: int) -> tuple[tuple[int, int], ...]:
         """(in, out) of each matrix, for keys and values of ``size``."""
@@ -48,9 +49,9 @@ class MLPMemory:
     """``depth`` matrices with an activation between them; depth 1 is a linear memory.
 
     Attributes:
-      expansion: hidden size over that of keys and values.
+      expansion: hidden size / size of keys and values.
       activation: name of a function in ``jax.nn``.
-      residual: x + LayerNorm(MLP(x)) (no parameters in the norm), as Miras has it, in place of MLP(x).
+      residual: x + LayerNorm(MLP(x)) instead of MLP(x), with no parameters in the norm, as in Miras.
     """
 
     depth: int = 2
@@ -79,7 +80,7 @@ class Bias(Protocol):
     """An attentional bias, by its derivative with respect to the memory's output.
 
     Attributes:
-      thresholded: each token brings a positive threshold (..., 1).
+      thresholded: whether it uses a positive threshold per token, (..., 1).
     """
 
     thresholded: ClassVar[bool]
@@ -96,7 +97,7 @@ def _length(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Regression:
-    """1/2 |M(k) - v|^2, the l2 bias (the 2 of Titans' |M(k) - v|^2 is in the step)."""
+    """1/2 |M(k) - v|^2, the l2 bias (the factor 2 of the gradient of Titans' |M(k) - v|^2 is part of the step size)."""
 
     thresholded: ClassVar[bool] = False
 
@@ -116,7 +117,9 @@ class DotProduct:
 
 @dataclasses.dataclass(frozen=True)
 class Lp:
-    """1/p sum (e^2 + epsilon)^(p/2), e = M(k) - v: the lp bias, smooth for p >= 1 (the paper's p is in the step)."""
+    """1/p sum (e^2 + epsilon)^(p/2), e = M(k) - v: the lp bias, smooth for p >= 1 (the paper's factor p is part of the
+    step size).
+    """
 
     p: float = 3.0
     epsilon: float = 1e-6
@@ -132,11 +135,11 @@ class Huber:
     """Quadratic up to the token's threshold, linear beyond it.
 
     Attributes:
-      kind: "coordinate": each coordinate by itself (Miras, eq. 14); "norm": by the error's norm (eq. 15); "mixture":
-        the l2 gradient where the error's norm is below the threshold, threshold times the l1 gradient elsewhere (eq.
-        16, Yaad's). The last jumps at the threshold, where bfloat16 and float32 part; Yaad here has the second, which
-        does not: our choice.
-      smoothing: of the l1 gradient: sign(e) is e / sqrt(e^2 + smoothing^2).
+      kind: "coordinate": per coordinate (Miras, eq. 14); "norm": by the norm of the error (eq. 15); "mixture": the l2
+        gradient if the norm of the error is below the threshold, else threshold times the l1 gradient (eq. 16, Yaad's).
+        The last is discontinuous at the threshold, where bfloat16 and float32 can diverge; our choice for Yaad is
+        therefore "norm", which is continuous.
+      smoothing: smooths the l1 gradient: sign(e) becomes e / sqrt(e^2 + smoothing^2).
     """
 
     kind: str = "norm"
@@ -160,7 +163,9 @@ class Huber:
 
 @dataclasses.dataclass(frozen=True)
 class Robust:
-    """The l2 bias for the worst value within ``radius`` of the token's (Miras, section 5.1): 1/2 |e|^2 + radius |e|."""
+    """The l2 bias for the worst-case value within ``radius`` of the token's (Miras, section 5.1): 1/2 |e|^2 + radius
+    |e|.
+    """
 
     radius: float = 0.1
     thresholded: ClassVar[bool] = False
@@ -172,15 +177,16 @@ class Robust:
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """W = A, where the accumulated gradients A decay by the token's kept share: the l2 retention, Titans' forgetting.
+    """W = A, where the accumulated gradients A decay by a factor ``keep`` per token: the l2 retention, Titans'
+    forgetting.
 
-    Subclasses map A to W differently. Applied at every token, such a map loses the memory's low-rank form: the weights
-    of each token of a chunk are then materialized (chunk x weights numbers at a time). Miras' own parallel form applies
-    it at the boundaries of chunks only and learns linearly from there; so do we by default.
+    Subclasses map A to W differently. Applied at every token, such a map destroys the low-rank form of the update: the
+    weights of each token of a chunk must then be materialized (chunk x weights numbers at a time). Miras' own parallel
+    form applies it only at the boundaries of chunks and learns linearly in between; this is also the default here.
 
     Attributes:
-      forget: tokens bring a kept share; False keeps all (no retention).
-      every_token: apply the map at every token: with chunks of one token, the recurrence as Miras defines it.
+      forget: whether tokens have a factor ``keep``; False keeps everything.
+      every_token: apply the map at every token; with chunks of one token this is the recurrence as defined in Miras.
     """
 
     forget: bool = True
@@ -192,7 +198,7 @@ class Retention:
         return accumulated
 
     def initial_scale(self, shape: tuple[int, int]) -> float:
-        """Standard deviation of the first accumulators of a matrix (in, out)."""
+        """Standard deviation of the initial accumulators of a matrix (in, out)."""
         return 1 / math.sqrt(shape[0])
 
 
@@ -200,14 +206,15 @@ class Retention:
 class Lq(Retention):
     """W = A / |A|_q^(q - 2), the lq retention (Miras, eq. 24).
 
-    Our choice: the norm is taken as no less than 1. As A decays toward 0, W would grow without bound for q > 2.
+    Our choice: the norm is clipped to at least 1. Otherwise, as A decays toward 0, W would grow without bound for q >
+    2.
     """
 
     q: float = 4.0
     linear: ClassVar[bool] = False
 
     def weights(self, accumulated: jax.Array) -> jax.Array:
-        # |A|_q through the greatest entry, of which no power overflows.
+        # |A|_q relative to the largest entry, so that no power overflows.
         top = jax.lax.stop_gradient(jnp.max(jnp.abs(accumulated), axis=(-2, -1), keepdims=True)) + 1e-30
         total = jnp.sum(jnp.power(jnp.abs(accumulated / top), self.q), axis=(-2, -1), keepdims=True)
         norm = top * jnp.power(total + 1e-30, 1 / self.q)
@@ -216,9 +223,7 @@ class Lq(Retention):
 
 @dataclasses.dataclass(frozen=True)
 class Elastic(Retention):
-    """W = sign(A) max(|A| - threshold, 0): the elastic net's retention, which forgets small entries outright (Miras,
-    eq. 23).
-    """
+    """W = sign(A) max(|A| - threshold, 0): the elastic net retention, which sets small entries to 0 (Miras, eq. 23)."""
 
     threshold: float = 0.01
     linear: ClassVar[bool] = False
@@ -260,7 +265,7 @@ class Sigmoid(Retention):
 
 @dataclasses.dataclass(frozen=True)
 class Bounded(Retention):
-    """W = bound tanh(A / bound): the same for weights of either sign."""
+    """W = bound tanh(A / bound): like :class:`Sigmoid`, but with weights in (-bound, bound)."""
 
     bound: float = 1.0
     linear: ClassVar[bool] = False
@@ -275,10 +280,10 @@ class GradientDescent:
     -theta_t g_t.
 
     Attributes:
-      momentum: whether past surprise is kept.
-      clip: greatest Frobenius norm of one token's gradient of one matrix; None for any. Not in the papers: without it
-        the weights of a deep memory can grow without bound from finite inputs, as each layer's step grows with the
-        weights of the others.
+      momentum: whether there is momentum (past surprise).
+      clip: maximum Frobenius norm of one token's gradient of one matrix; None for no clipping. Not in the papers:
+        without it the weights of a deep memory can grow without bound for finite inputs, because each layer's step
+        grows with the weights of the others.
     """
 
     momentum: bool = True
@@ -296,7 +301,7 @@ class Memory:
 
     @property
     def linear(self) -> bool:
-        """Reading is linear in what accumulates within a chunk: no weights of single tokens are needed."""
+        """Whether reading is linear in the gradients of a chunk, so that no weights of single tokens are needed."""
         return self.retention.linear or not self.retention.every_token
 
 

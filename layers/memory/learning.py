@@ -1,19 +1,18 @@
-"""How a memory learns from tokens and is read by them, chunk by chunk: Titans (A. Behrouz et al., 2024,
-arXiv:2501.00663), section 3.2.
+"""Learning and reading of a memory, chunk by chunk: Titans (A. Behrouz et al., 2024, arXiv:2501.00663), section 3.2.
 
-Within a chunk all gradients g_j are taken at the weights W with which the chunk began:
+Within a chunk all gradients g_j are taken at the weights W at the start of the chunk:
 
     S_i = eta_i S_(i-1) - theta_i g_i      A_i = keep_i A_(i-1) + S_i      y_i = M(W_i; q_i)      W_i = retention(A_i)
 
-Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A
-token's gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a
-lower triangular matrix made of products of keeps and momenta,
+With chunks of one token this is the papers' recurrence; longer chunks are a different algorithm, which consists of
+matrix products. A token's gradient of a matrix is the outer product of its input h_j and the error d_j at its output.
+So, with C a lower triangular matrix of products of keeps and momenta,
 
     A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T      x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
-and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes
-through the chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does
-the same token by token.
+and reading, layer by layer, is a linear attention over the chunk: nothing of the size chunk x weights is stored. A scan
+over the chunks keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` computes the
+same token by token.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ Weights = tuple[jax.Array, ...]
 
 @struct.dataclass
 class MemoryInputs:
-    """What tokens bring to a memory, in float32 or wider.
+    """Inputs of a memory for a sequence of tokens, at least float32.
 
     Attributes:
       query, key, value: (batch, heads, length, size).
       step: theta, (batch, heads, length).
-      log_keep: logarithm of the kept share, at most 0, of the same shape; None keeps all.
-      log_momentum: logarithm of eta, likewise; None where there is no momentum.
-      threshold: of the attentional bias, likewise; None where it has none.
-      mask: bool (batch, length), True = real; the others, which trail, leave the memory unchanged. None: all are real.
+      log_keep: logarithm of keep, at most 0, same shape; None for keep = 1.
+      log_momentum: logarithm of eta, same shape; None without momentum.
+      threshold: threshold of the attentional bias, same shape; None if it has none.
+      mask: bool (batch, length), True = real; padding, which is trailing, leaves the memory unchanged. None if all are
+        real.
     """
 
     query: jax.Array
@@ -55,8 +55,7 @@ class MemoryInputs:
     mask: jax.Array | None = None
 
     def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> MemoryInputs:
-        """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at
-        axis 1."""
+        """Applies ``along`` to every array (length at axis 2), and ``masks`` to the mask (length at axis 1)."""
         fields: dict[str, Any] = {
             name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"
         }
@@ -65,14 +64,14 @@ class MemoryInputs:
 
 @struct.dataclass
 class MemoryState:
-    """A memory between two tokens.
+    """The state of a memory between two tokens.
 
     Attributes:
       accumulated: A, from which the retention computes the weights.
       surprise: S, the momentum; None without it.
-      start: the weights at the start of the chunk; None: the chunk begins here, and they follow from A.
-      reading: what accumulates linearly from ``start``, where the retention's map is taken at boundaries only; else
-        None.
+      start: the weights at the start of the chunk; None at the start of a chunk, where they follow from A.
+      reading: weights that are updated linearly from ``start``, if the retention is applied only at boundaries of
+        chunks; else None.
     """
 
     accumulated: Weights
@@ -86,31 +85,33 @@ def initial_state(memory: Memory, weights: Weights, batch: int, *, between_chunk
 
     Args:
       weights: the initial accumulators, each (heads, in, out).
-      between_chunks: leave out what is only needed inside a chunk.
+      batch: number of rows.
+      between_chunks: omit the fields that are only needed inside a chunk.
     """
     accumulated = tuple(jnp.broadcast_to(w, (batch, *w.shape)) for w in weights)
     surprise = tuple(jnp.zeros_like(a) for a in accumulated) if memory.algorithm.momentum else None
     if between_chunks:
         return MemoryState(accumulated, surprise)
-    # Arrays of their own: a state whose leaves share a buffer can't be donated.
+    # Separate arrays: a state whose leaves share a buffer can't be donated.
     start = tuple(jnp.copy(w) for w in weights_of(memory, accumulated))
     reading = None if memory.retention.linear or memory.retention.every_token else tuple(jnp.copy(w) for w in start)
     return MemoryState(accumulated, surprise, start, reading)
 
 
 def weights_of(memory: Memory, accumulated: Weights) -> Weights:
-    """The weights of a memory with these accumulators."""
+    """The weights W that the retention computes from the accumulators A."""
     return tuple(memory.retention.weights(a) for a in accumulated)
 
 
 def recall(memory: Memory, weights: Weights, x: jax.Array) -> jax.Array:
-    """Reads the memory with weights held fixed: x (batch, heads, length, size) to the same shape."""
+    """Reads the memory with fixed weights: x (batch, heads, length, size) to the same shape."""
     return memory.structure(x, lambda i, h: h @ weights[i])
 
 
 def _surprises(memory: Memory, weights: Weights, tokens: MemoryInputs) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The input of each matrix and the error at its output, (batch, heads, length, in) and (..., out): their outer
-    products are the gradients."""
+    """The input of each matrix (batch, heads, length, in) and the error at its output (..., out), whose outer products
+    are the gradients.
+    """
     nothing = [jnp.zeros((*tokens.key.shape[:-1], w.shape[-1]), tokens.key.dtype) for w in weights]
 
     def forward(shifts: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -132,7 +133,7 @@ def _surprises(memory: Memory, weights: Weights, tokens: MemoryInputs) -> tuple[
 
 
 def clip_factor(square: jax.Array, clip: float) -> jax.Array:
-    """What a gradient with this squared norm is multiplied by."""
+    """The factor that clips a gradient of squared norm ``square`` to norm ``clip``."""
     return clip * jax.lax.rsqrt(jnp.maximum(square, clip**2))
 
 
@@ -162,8 +163,9 @@ def _coefficients(tokens: MemoryInputs, momentum: bool) -> _Coefficients:
     below = jnp.tril(jnp.ones((length, length), bool))
 
     def products(logs: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Products of the factors up to i, and of those after j up to i: exponentials of differences, which are never
-        positive."""
+        """Products of the factors 1 to i, and of the factors j + 1 to i. These are exponentials of differences of sums,
+        which are at most 0.
+        """
         if logs is None:
             return jnp.ones_like(tokens.step), jnp.broadcast_to(below, (*tokens.step.shape, length)).astype(
                 tokens.step.dtype
@@ -191,9 +193,9 @@ def learn(
     """Reads and learns from tokens of one chunk, or of a part of one.
 
     Args:
-      state: as it was before them; without ``start`` they begin a chunk.
-      finished: bool (batch,), rows whose chunk ends with these tokens; None: all do, and the new state has no ``start``
-        either.
+      state: the state before the tokens; without ``start`` they begin a chunk.
+      finished: bool (batch,), rows whose chunk ends with these tokens; None if all do, and then the new state has no
+        ``start`` either.
 
     Returns:
       The memory's output for each token, (batch, heads, length, size), and the new state.
@@ -247,12 +249,12 @@ def _column(x: jax.Array | None, axes: int) -> jax.Array:
 
 
 def choose(rows: jax.Array, these: Weights, those: Weights) -> Weights:
-    """``these`` in the rows (batch,) that are True, ``those`` in the others."""
+    """``these`` in the rows where ``rows``, bool (batch,), is True, ``those`` in the others."""
     return tuple(jnp.where(rows[:, None, None, None], a, b) for a, b in zip(these, those, strict=True))
 
 
 def in_chunks(tokens: MemoryInputs, chunk: int) -> MemoryInputs:
-    """Lays the chunks along a new first axis, padding the last one."""
+    """Stacks the chunks along a new first axis, padding the last one."""
     length = tokens.step.shape[-1]
     pad = -length % chunk
     if pad and tokens.mask is None:
@@ -272,8 +274,8 @@ def parallel(memory: Memory, weights: Weights, tokens: MemoryInputs, chunk: int)
 
     Args:
       weights: the initial accumulators, each (heads, in, out).
-      tokens: of all positions.
-      chunk: tokens whose gradients are taken at the same weights.
+      tokens: inputs for the whole sequence.
+      chunk: number of tokens whose gradients are taken at the same weights.
     """
 
     def body(state: MemoryState, piece: MemoryInputs) -> tuple[MemoryState, jax.Array]:

@@ -1,15 +1,15 @@
 """The neural memory as a token mixer: Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024,
 arXiv:2501.00663), sections 3 and 4.4.
 
-    q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta C, eta, keep = sigmoid(W x): one of each a head
+    q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta C, eta, keep = sigmoid(W x): one each per head
     y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
 
-The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as
-often, and with steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk
-share a step of at most 1.
+The gradients of a chunk of C tokens are taken at the same weights and add up: a key that occurs n times in it is
+written n times, and with steps above 2 / C its memory could overshoot further each time. Therefore the tokens of a
+chunk share a total step of at most 1.
 
 With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer
-(arXiv:2504.13173), whose steps and kept shares are one a channel; ours are one a head.
+(arXiv:2504.13173), except that its step sizes and decays are per channel; ours are per head.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from primitives import sequence
 from primitives.exponential import silu, softplus
 from suggestions import near
 
-# Initial gates, our choice. Momentum prolongs a step; forgetting at each token limits how far back a memory can recall.
+# Initial gates, our choice. Momentum prolongs a step; forgetting at each token limits how far back the memory reaches.
 STEP, MOMENTUM, FORGET = 0.25, 0.12, 0.0025
 
 
 @struct.dataclass
 class NeuralMemoryState:
-    """What the layer remembers of the tokens read.
+    """State of the layer for each row's current document.
 
     Attributes:
-      convolution: what the convolution still sees; empty without one.
-      memory: the memory.
-      length: (batch,) int32, tokens read of each row's current document, persistent ones included.
-      segment: (batch,) int32, that document.
+      convolution: state of the convolution; an array of size 0 without one.
+      memory: state of the memory.
+      length: (batch,) int32, tokens of the document read so far, persistent ones included.
+      segment: (batch,) int32, id of the document.
     """
 
     convolution: ConvolutionState | jax.Array
@@ -61,9 +61,9 @@ class Opened:
     """Documents that begin among the tokens that a mixer reads in pieces.
 
     Attributes:
-      starts: bool (batch, new), where they begin.
-      count: (batch, new) int32, tokens of its document up to each token and with it, persistent ones included.
-      state: of one row, before the first token of a document; batch first.
+      starts: bool (batch, new), True where a document begins.
+      count: (batch, new) int32, tokens of the document up to and including each token, persistent ones included.
+      state: the state of one row before the first token of a document; batch first.
     """
 
     starts: jax.Array
@@ -73,7 +73,7 @@ class Opened:
     def of_pieces(self, pieces: Pieces, chunk: int) -> tuple[jax.Array, jax.Array]:
         """Bool (pieces, batch) each: pieces that end a document's chunk, and those that begin a document.
 
-        Both are ends of pieces, as they are cut.
+        Both are boundaries of pieces by construction.
         """
         first = pieces.index[..., 0]
         last = jnp.maximum(first + pieces.mask.sum(-1, dtype=jnp.int32) - 1, 0)
@@ -82,7 +82,7 @@ class Opened:
         return jnp.swapaxes(whole & pieces.finished, 0, 1), jnp.swapaxes(begin, 0, 1)
 
     def reset(self, begin: jax.Array, state: Any) -> Any:
-        """``state`` in the rows where no document begins, that before a document in those where one does."""
+        """``state``, replaced by the initial state in rows ``begin`` (batch,), where a document begins."""
         return jax.tree.map(
             lambda fresh, old: jnp.where(begin.reshape(-1, *(1,) * (old.ndim - 1)), fresh, old), self.state, state
         )
@@ -90,13 +90,13 @@ class Opened:
 
 @struct.dataclass
 class Pieces:
-    """Cuts new tokens where the chunks of their rows end, of which each row may have begun one.
+    """Splits new tokens at the ends of the chunks of their rows; a row's first chunk may already have begun.
 
     Attributes:
-      index: (batch, pieces, size) int32, the token at each place of each piece.
-      mask: bool of the same shape, places that hold a real token; they come first.
+      index: (batch, pieces, size) int32, the token in each slot of each piece.
+      mask: bool of the same shape, slots that hold a real token; they come first.
       finished: bool (batch, pieces), pieces that end a chunk.
-      place: (batch, new) int32, where each token went, counted through all pieces.
+      place: (batch, new) int32, the slot of each token, counted through all pieces.
     """
 
     index: jax.Array
@@ -106,10 +106,11 @@ class Pieces:
 
     @classmethod
     def cut(cls, length: jax.Array, new: int, size: int, mask: jax.Array | None) -> Pieces:
-        """Cuts ``new`` tokens a row, after ``length`` (batch,) earlier ones, at multiples of ``size``; ``mask`` (batch,
-        new) says which are real."""
+        """Splits ``new`` tokens per row, after ``length`` (batch,) earlier ones, at multiples of ``size``; ``mask``
+        (batch, new) is True for real tokens.
+        """
         count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
-        first = size - length % size  # tokens that the unfinished chunk still takes
+        first = size - length % size  # tokens missing in the unfinished chunk
         if new == 1:
             index = jnp.zeros((length.shape[0], 1, 1), jnp.int32)
             return cls(index, (count > 0)[:, None, None], ((first == 1) & (count > 0))[:, None], index[:, 0])
@@ -125,23 +126,24 @@ class Pieces:
         return cls(jnp.minimum(index, new - 1), real, end <= count[:, None], place)
 
     def split(self, x: jax.Array, axis: int) -> jax.Array:
-        """Lays the pieces of x (batch, ..., new at ``axis``, ...) along a new first axis."""
+        """Stacks the pieces of x (batch, ..., new at ``axis``, ...) along a new first axis."""
         x = jnp.moveaxis(x, axis, 1)
         out = jax.vmap(lambda row, index: row[index])(x, self.index)
         return jnp.moveaxis(jnp.moveaxis(out, 1, 0), 2, axis + 1)
 
     def join(self, x: jax.Array, axis: int) -> jax.Array:
-        """The inverse: (pieces, batch, ..., size at ``axis`` + 1, ...) to (batch, ..., new at ``axis``, ...)."""
+        """Inverse of ``split``: (pieces, batch, ..., size at ``axis`` + 1, ...) to (batch, ..., new at ``axis``, ...).
+        """
         x = jnp.moveaxis(x, (axis + 1, 0), (2, 1)) if axis else x
         rows = x.reshape(x.shape[0], -1, *x.shape[3:])
         return jnp.moveaxis(jax.vmap(lambda row, place: row[place])(rows, self.place), 1, axis)
 
 
 def memory_of(memory: str | Memory) -> Memory:
-    """The memory of this name in MEMORIES, or itself.
+    """The memory with this name in ``MEMORIES``, or ``memory`` itself if it is not a name.
 
     Raises:
-      ValueError: an unknown name; near ones are given.
+      ValueError: an unknown name; the message suggests similar ones.
     """
     if not isinstance(memory, str):
         return memory
@@ -155,16 +157,16 @@ def memory_of(memory: str | Memory) -> Memory:
 
 @register_mixer("neural_memory")
 class NeuralMemory(Mixer):
-    """A memory that learns while it reads.
+    """A memory whose weights are trained by gradient steps while it reads, at inference too.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values),
-    ``step``, ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N``
-    (heads, in, out): the memory's first weights (accumulators, where its retention maps them), ``norm``, and
-    ``persistent`` (tokens, features) where asked for.
+    ``step``, ``momentum``, ``keep``, ``threshold`` (linear, one output per head, as far as the memory needs them),
+    ``initial.N`` (heads, in, out): the memory's initial weights (or accumulators, if its retention maps them),
+    ``norm``, and ``persistent`` (tokens, features) if enabled.
 
-    A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start,
-    so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that
-    are given ``segment_ids`` read token by token.
+    At the start of each document the memory has read only the persistent tokens. Chunks are counted from the start of
+    the row, so documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls
+    with ``segment_ids`` read token by token.
     """
 
     supports_causal = True
@@ -191,11 +193,14 @@ class NeuralMemory(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim: memories, each of its own keys and values; their size, by default features / num_heads.
+          num_heads, head_dim: number of heads, each with its own memory, and features of their keys and values; default
+            features / num_heads.
           memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
-          chunk: tokens whose gradients are taken at the same weights; 1 is the papers' recurrence.
-          conv_size: tokens that the convolution sees; None for none.
-          persistent: learned tokens that are read before every sequence.
+          chunk: number of tokens whose gradients are taken at the same weights; 1 is the papers' recurrence.
+          conv_size: kernel size of the convolution; None for no convolution.
+          persistent: number of learned tokens that are read before every document.
+          kernel_init: initializer of the linear layers.
+          norm_epsilon: epsilon of the norm of each head's output.
 
         Raises:
           ValueError: an unknown memory, a chunk below 1, or features not divisible by num_heads.
@@ -247,13 +252,13 @@ class NeuralMemory(Mixer):
 
     @property
     def _opening(self) -> int:
-        """Tokens that are read before every document."""
+        """Number of persistent tokens, which are read before every document."""
         return 0 if self.persistent is None else self.persistent.shape[0]
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         mask = tokens.mask
         if tokens.segment_ids is not None:
-            # Chunks of all documents end, and documents begin, at multiples of this.
+            # Chunks end, and documents begin, at multiples of this.
             size = math.gcd(self.chunk, self._opening)
             return self._read_rows(x, self.init_state(x.shape[0], dtype=x.dtype), tokens, size)[0]
         if sequence.objection(x.shape[1]) is None:
@@ -269,9 +274,7 @@ class NeuralMemory(Mixer):
         return extra.take(self.answer(y, x))[0]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> NeuralMemoryState:
-        """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than
-        float32.
-        """
+        """A state of constant size that has read the persistent tokens; the memory is at least float32."""
         state = NeuralMemoryState(
             convolution=jnp.zeros((batch_size, 0, 0), dtype)
             if self.conv is None
@@ -285,7 +288,7 @@ class NeuralMemory(Mixer):
         return self.extend(repeated(self.persistent[...], batch_size, dtype), state)[1]
 
     def mix_next(self, x: jax.Array, state: NeuralMemoryState, tokens: Tokens) -> tuple[jax.Array, NeuralMemoryState]:
-        # Documents may begin anywhere, and their chunks end anywhere: token by token.
+        # Documents, and so their chunks, may begin anywhere: read token by token.
         return self._read_rows(x, state, tokens, self.chunk if tokens.segment_ids is None else 1)
 
     def _read_rows(
@@ -313,8 +316,9 @@ class NeuralMemory(Mixer):
     def read(
         self, memory: MemoryState, length: jax.Array, tokens: MemoryInputs, size: int, opened: Opened | None = None
     ) -> tuple[jax.Array, MemoryState]:
-        """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), and the new
-        memory. Pieces of ``size`` tokens are read at once."""
+        """The memory's output for tokens that follow ``length`` (batch,) earlier ones, (batch, heads, new, head_dim),
+        and the new memory. Pieces of ``size`` tokens are read in parallel.
+        """
         new = tokens.step.shape[-1]
         pieces = Pieces.cut(length, new, size, tokens.mask)
         finished, begin = jnp.swapaxes(pieces.finished, 0, 1), None
@@ -335,8 +339,7 @@ class NeuralMemory(Mixer):
         return pieces.join(y, 2), memory
 
     def _split(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """:meth:`__call__` on a sequence that is split over devices: only reading the memory waits for the device
-        before.
+        """:meth:`mix` for a sequence that is split over devices: only reading the memory waits for the previous device.
         """
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         state = self.init_state(x.shape[0], dtype=x.dtype)
@@ -354,19 +357,20 @@ class NeuralMemory(Mixer):
         return self.answer(y, x)
 
     def project(self, x: jax.Array) -> jax.Array:
-        """Queries, keys and values before the convolution: (batch, length, 3 inner)."""
+        """Queries, keys and values before the convolution: (batch, length, 3 * inner)."""
         return jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
 
     def normalized(self, x: jax.Array) -> jax.Array:
-        """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm
-        1.
+        """Queries or keys (batch, length, inner) as inputs of the memory: (batch, heads, length, head_dim), after silu,
+        with norm 1.
         """
         x = self._in_heads(silu(x))
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
     def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> MemoryInputs:
-        """The memory's inputs from the tokens x (batch, length, features); ``qkv`` (batch, length, 3 inner) is
-        convolved."""
+        """The memory's inputs for tokens x (batch, length, features); ``qkv`` (batch, length, 3 * inner) is after the
+        convolution.
+        """
         q, k, v = jnp.split(qkv, 3, axis=-1)
 
         def gate(linear: Linear | None, function: Any) -> jax.Array | None:
@@ -396,7 +400,7 @@ class NeuralMemory(Mixer):
         return self.out(self.norm(y.astype(gate.dtype), gate))
 
     def initial_weights(self, dtype: Any) -> tuple[jax.Array, ...]:
-        """The first accumulators, each (heads, in, out), in float32 or wider."""
+        """The initial accumulators, each (heads, in, out), at least float32."""
         return tuple(w[...].astype(jnp.promote_types(dtype, jnp.float32)) for w in self.initial)
 
     def _in_heads(self, x: jax.Array) -> jax.Array:

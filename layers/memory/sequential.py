@@ -1,5 +1,5 @@
-"""The memory token by token, with its weights materialized at each: the slow reference for
-:mod:`layers.memory.learning`."""
+"""Slow reference for :mod:`layers.memory.learning`: the memory token by token, with its weights materialized at each.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Titans' ways of joining a neural memory to attention (A. Behrouz et al., 2024, arXiv:2501.00663), section 4.
+"""Titans' combinations of a neural memory with attention (A. Behrouz et al., 2024, arXiv:2501.00663), section 4.
 
     as context  h = M(q);  y = Attention([persistent; h; x]) in segments;  M learns y;  o = y (x) M(y)     eq. 21 to 25
     as gate     o = SlidingWindowAttention(x) (x) M(x)                                                     eq. 26 to 28
-    as layer    o = SlidingWindowAttention(M(x)), each with its residual                                   eq. 29 to 31
+    as layer    o = SlidingWindowAttention(M(x)), each with a residual connection                          eq. 29 to 31
 
-a (x) b is norm(a) * sigmoid(norm(b)). Attention and memory have persistent tokens of their own.
+a (x) b is norm(a) * sigmoid(norm(b)). Attention and memory have separate persistent tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 
 @struct.dataclass
 class WindowState:
-    """The states of the two parts."""
+    """The states of the attention and of the memory."""
 
     attention: AttentionCache | ContextCache
     memory: NeuralMemoryState
@@ -70,9 +70,9 @@ class _WithWindow(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-        num_heads: of the attention and of the memory.
-        window: tokens that attention sees, the present one included.
-        persistent: learned tokens that attention always sees, and as many that the memory reads first.
+        num_heads: number of heads of the attention and of the memory.
+        window: size of the sliding window in tokens, the query included.
+        persistent: number of learned tokens that attention always sees, and of those that the memory reads first.
         memory, chunk, conv_size: as in :class:`NeuralMemory`.
         rotary: base of the attention's position embedding; None for none.
         """
@@ -128,8 +128,8 @@ class MemoryAsGate(_WithWindow):
 
 @register_mixer("titans_mal")
 class MemoryAsLayer(_WithWindow):
-    """Memory as layer: m = M(x), then m + SlidingWindowAttention(norm(x + m)), so that each part has its residual
-    around the block.
+    """Memory as layer: m = M(x), then m + SlidingWindowAttention(norm(x + m)), so that with the block's own residual
+    connection each part has one.
     """
 
     _gates = False
@@ -153,9 +153,10 @@ class ContextState:
     """The state of memory as context.
 
     Attributes:
-      key, value: (batch, 2 segment, heads, head_dim), of the segment's recollections and of its tokens.
-      memory: the memory; its count of tokens is that of the row.
-      start: the memory's weights at the start of the segment, from which all of it recalls.
+      key, value: (batch, 2 * segment, heads, head_dim), first for what the memory recalled in the segment, then for its
+        tokens.
+      memory: state of the memory; its ``length`` counts the tokens of the row's current document.
+      start: the memory's weights at the start of the segment, which the whole segment reads.
     """
 
     key: jax.Array
@@ -166,14 +167,13 @@ class ContextState:
 
 @register_mixer("titans_mac")
 class MemoryAsContext(Mixer):
-    """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier
-    segments recalls.
+    """Memory as context: each segment attends to itself, to persistent tokens, and to the output of a memory of all
+    earlier segments.
 
-    A recollection is shown to its own token and later ones only, as it depends on it.
-    Segments are counted from the row's start, so that documents must begin at multiples of ``segment``; in
-    :meth:`extend` they may begin anywhere, and calls that are given ``segment_ids`` read token by token.
-    Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``,
-      ``attention_norm``, ``memory_norm``, ``memory``.
+    The memory's output h_t is visible only to its own token and later ones, because it depends on the token. Segments
+    are counted from the start of the row, so documents must begin at multiples of ``segment``; in :meth:`extend` they
+    may begin anywhere, and calls with ``segment_ids`` read token by token. Parameters: ``query``, ``key``, ``value``,
+    ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
     """
 
     supports_causal = True
@@ -199,10 +199,10 @@ class MemoryAsContext(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: of the attention and of the memory.
+          num_heads: number of heads of the attention and of the memory.
           segment: tokens of a segment.
-          chunk: as in :class:`NeuralMemory`; None is the segment.
-          persistent: learned tokens that every segment attends to.
+          chunk: as in :class:`NeuralMemory`; None for ``segment``.
+          persistent: number of learned tokens that every segment attends to.
           memory, conv_size: as in :class:`NeuralMemory`.
           rotary: base of the position embedding within a segment; None for none.
 
@@ -255,7 +255,7 @@ class MemoryAsContext(Mixer):
         return self._state(batch_size, dtype)
 
     def mix_next(self, x: jax.Array, state: ContextState, tokens: Tokens) -> tuple[jax.Array, ContextState]:
-        # Documents may begin anywhere, and their segments end anywhere: token by token.
+        # Documents, and so their segments, may begin anywhere: read token by token.
         return self._mix(x, state, tokens, self.segment if tokens.segment_ids is None else 1)
 
     def _state(self, batch: int, dtype: Any) -> ContextState:
@@ -266,7 +266,7 @@ class MemoryAsContext(Mixer):
         return ContextState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), memory, start)
 
     def _mix(self, x: jax.Array, state: ContextState, tokens: Tokens, size: int) -> tuple[jax.Array, ContextState]:
-        """The tokens in pieces of ``size``, which end where segments do and where documents begin."""
+        """Reads tokens in pieces of ``size``, which end where segments do and where documents begin."""
         mask, memory = tokens.mask, state.memory
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         pieces, opened = Pieces.cut(memory.length, x.shape[1], size, mask), None
@@ -290,7 +290,7 @@ class MemoryAsContext(Mixer):
     def _piece(
         self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[ContextState, jax.Array]:
-        """A segment, or a part of one that begins after the tokens the state holds of it."""
+        """Reads one segment, or a part of one that continues the segment in the state."""
         x, mask, finished = piece
         x = jnp.where(mask[..., None], x, 0)
         memory = state.memory
@@ -306,7 +306,7 @@ class MemoryAsContext(Mixer):
             v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
             slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))
         q = self._place(self._heads(self.query(x)), places)
-        # What an earlier segment left in the slots after a query looks like its future, which is masked.
+        # Slots after the query may hold an earlier segment; they count as the future, which is masked.
         y = attention(q, k.astype(q.dtype), v.astype(q.dtype), causal=True, query_positions=places, key_positions=slots)
         y = self.attention_norm(self.out(y.reshape(x.shape)))
         y = jnp.where(mask[..., None], y, 0)
@@ -317,7 +317,7 @@ class MemoryAsContext(Mixer):
     def _learn(
         self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array
     ) -> tuple[jax.Array, NeuralMemoryState]:
-        """The memory's own layer, within one segment."""
+        """Updates the memory with the attention outputs ``y`` of one segment, and reads it."""
         layer = self.memory
         qkv, seen = layer.project(y), state.convolution
         if layer.conv is not None:
@@ -332,12 +332,12 @@ class MemoryAsContext(Mixer):
     def _write(
         self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores
-        nothing.
+        """Stores keys and values of the recalled vectors ``said`` and of the tokens in the slots of their segment; a
+        slot beyond the segment stores nothing.
         """
         length, source = x.shape[1], jnp.concatenate([said, x], axis=1)
         slots = jnp.tile(slots, 2)
-        # No index twice, for which the derivative of writing is simple: what is not stored has indices beyond the end.
+        # Unique indices make the gradient of the scatter simple: entries not stored get distinct indices out of bounds.
         indices = jnp.arange(2 * length, dtype=jnp.int32)
         places = slots + jnp.where(indices < length, 0, self.segment)
         at = jnp.arange(x.shape[0])[:, None], jnp.where(slots < self.segment, places, 2 * self.segment + indices)
