@@ -26,7 +26,9 @@ class DiverseAttention(MultiHeadAttention):
     """Softmax attention with a loss that trains different tokens to attend to different tokens.
 
     The loss materializes the whole weight matrix, like the authors' code, and is computed only if it is being
-    collected. Parameters: those of :class:`MultiHeadAttention`.
+    collected.
+
+    Parameters: those of :class:`MultiHeadAttention`.
     """
 
     supports_causal = False

@@ -2,8 +2,8 @@
 
 With phi = sigmoid, Q_i = phi(q_i) and K_j = phi(k_j), queries are sinks and keys are sources of a flow:
 
-    I_i = Q_i . sum_j K_j           O_j = K_j . sum_i Q_i              what flows into a sink, and out of a source
-    I'_i = Q_i . sum_j K_j / O_j   O'_j = K_j . sum_i Q_i / I_i   the same where each source, or each sink, has one unit
+    I_i = Q_i . sum_j K_j           O_j = K_j . sum_i Q_i              flow into a sink, and out of a source
+    I'_i = Q_i . sum_j K_j / O_j   O'_j = K_j . sum_i Q_i / I_i   the same if each source, or each sink, has one unit
     y_i = sigmoid(I'_i) Q_i / I_i  sum_j K_j softmax_j(O'_j) n v_j^T
 
 The competition of sources keeps attention from becoming uniform without a softmax of logits. In the causal form all

@@ -99,7 +99,7 @@ class MultiHeadLatentAttention(Mixer):
           dropout: dropout rate of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads where head_dim is not given, or an unknown form.
+          ValueError: features not divisible by num_heads if head_dim is not given, or an unknown form.
         """
         if head_dim is None and features % num_heads:
             raise ValueError(

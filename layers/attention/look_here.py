@@ -95,7 +95,7 @@ class DirectedAttention(ProjectedAttention):
         ((_, width), prefix), length = tokens.image(x.shape[1]), x.shape[1]
         own, theirs = None, None
         if tokens.mask is not None:
-            # The op takes one mask: padding is a document of its own.
+            # The op takes only one mask, so padding becomes a document of its own.
             own, theirs = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
         return attention(q, k, v, query_segments=own, key_segments=theirs, **self._directions(width, prefix, length))
 

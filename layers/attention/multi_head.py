@@ -172,7 +172,7 @@ class MultiHeadAttention(ProjectedAttention):
         if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
             ordered = tokens.places(
                 x.shape[1]
-            )  # a bias sees where in its document a token is; masks of one document see no difference
+            )  # a bias depends on the position within the document, which makes no difference to masks
         return self.attend(q, k, v, x, mask=tokens.mask, positions=(ordered, ordered), segments=(ids, ids))
 
     def init_state(

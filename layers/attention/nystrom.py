@@ -66,9 +66,9 @@ class NystromAttention(ProjectedAttention):
         **options: Unpack[HeadOptions],
     ):
         """Args:
-          landmarks: parts of a row; 0 is attention to all tokens, what transformers computes of released models, whose
-            files set the length to be averaged over to the number of landmarks.
-          kernel_size: tokens of the convolution, an odd number; None for none.
+          landmarks: number of landmarks; 0 is full attention, which transformers computes for released models, because
+            their configurations set ``segment_means_seq_len``, the length to average over, to the number of landmarks.
+          kernel_size: kernel size of the convolution in tokens, an odd number; None for no convolution.
           steps: iterations of the pseudo-inverse.
           inverse: column sums from which the pseudo-inverse starts: "matrix", each matrix's own, or "batch", the
             largest over all heads and rows, as in the authors' code, which makes a row's output depend on the other

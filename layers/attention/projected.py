@@ -149,7 +149,7 @@ class ProjectedAttention(Mixer):
 
         Args:
           q: (batch, length, num_heads, head_dim).
-          k, v: (batch, length, num_kv_heads, head_dim), v with value_dim features where the mixer takes that option.
+          k, v: (batch, length, num_kv_heads, head_dim), v with value_dim features if the mixer has that option.
           x: (batch, length, features), the input of the projections; padding is finite.
           tokens: mask, positions and segments of the tokens.
 

@@ -2,7 +2,7 @@
 linear attention (:mod:`layers.attention.linear`), normalized attention (:mod:`layers.attention.normalized`) and flow
 attention (:mod:`layers.attention.flow`).
 
-    y_i = f(q_i, sum_j g(k_j) h(v_j)^T)        over all j, or over j <= i where causal
+    y_i = f(q_i, sum_j g(k_j) h(v_j)^T)        over all j, or over j <= i if causal
 
 A subclass defines the sums and how they are combined; each sum is one call of the op
 :func:`pallas_kernels.linear_attention`.

@@ -76,14 +76,20 @@ class DeltaNet(Recurrent):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args (None means the default of the class): num_heads, head_dim: number of query and key heads, and their
-        features; default features / num_heads. num_value_heads: number of value heads, each with its own memory; a
-        multiple of num_heads, in groups that share queries and keys. Default num_heads. value_expansion: features of a
-        value head / head_dim. steps: number of steps of the delta rule per token, each with its own key, value and
-        beta. use_decay: whether memories have a data-dependent decay. use_gate: whether the output has a gate.
-        negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024,
-        arXiv:2411.12537). conv_size, conv_bias: kernel size of the convolutions, None for no convolution, and whether
-        they have biases. norm_epsilon: epsilon of the norm of each head's output.
+        """Args:
+          num_heads, head_dim: number of query and key heads, and their features; default features / num_heads.
+          num_value_heads: number of value heads, each with its own memory; a multiple of num_heads, in groups that
+            share queries and keys. Default num_heads.
+          value_expansion: features of a value head / head_dim.
+          steps: number of steps of the delta rule per token, each with its own key, value and beta.
+          use_decay: whether memories have a data-dependent decay.
+          use_gate: whether the output has a gate.
+          negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024,
+            arXiv:2411.12537).
+          conv_size, conv_bias: kernel size of the convolutions, None for no convolution, and whether they have biases.
+          norm_epsilon: epsilon of the norm of each head's output.
+
+        The default of value_expansion, steps, use_decay, use_gate and negative is that of the class.
 
         Raises:
           ValueError: heads that do not fit together, or a head size that is not a whole number.

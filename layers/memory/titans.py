@@ -172,8 +172,10 @@ class MemoryAsContext(Mixer):
 
     The memory's output h_t is visible only to its own token and later ones, because it depends on the token. Segments
     are counted from the start of the row, so documents must begin at multiples of ``segment``; in :meth:`extend` they
-    may begin anywhere, and calls with ``segment_ids`` read token by token. Parameters: ``query``, ``key``, ``value``,
-    ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
+    may begin anywhere, and calls with ``segment_ids`` read token by token.
+
+    Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``,
+    ``attention_norm``, ``memory_norm``, ``memory``.
     """
 
     supports_causal = True

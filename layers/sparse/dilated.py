@@ -55,8 +55,10 @@ class DilatedAttention(ProjectedAttention):
 
     Segments are counted from the first token of the row, or of the document. A sequence shorter than a segment is one
     segment. Documents of a row must begin at multiples of every rate, so that heads keep the same tokens as in a row of
-    their own; in :meth:`extend` they may begin anywhere. Parameters: ``query``, ``key``, ``value``, ``out`` (linear),
-    and ``query_norm``, ``key_norm``, ``inner_norm`` if enabled.
+    their own; in :meth:`extend` they may begin anywhere.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` if
+    enabled.
     """
 
     supports_causal = True
