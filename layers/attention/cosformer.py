@@ -50,7 +50,7 @@ class CosFormerAttention(SummedAttention):
           ValueError: features not divisible by num_heads, causal=True without max_length, or an unknown feature map.
         """
         if causal and max_length is None:
-            raise ValueError("causal cosFormer does not know a document's length in advance: give max_length")
+            raise ValueError("a token of causal cosFormer does not know its document's length: give max_length")
         super().__init__(features, causal=causal, head_dim=head_dim, **options)
         self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.max_length = max_length
