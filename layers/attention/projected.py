@@ -203,7 +203,8 @@ class ProjectedAttention(Mixer):
         return self.finish(y), state
 
     def places(self, tokens: Tokens, length: int) -> jax.Array:
-        """Positions for the rotary embedding: those of ``tokens``, by default rows and columns in a grid."""
+        """Positions for the rotary embedding: those given, else rows and columns in a grid, else indices in documents.
+        """
         stretched = None if self.rotary is None else self.rotary.grid
         places = tokens.grid_places(length, stretched) if tokens.positions is None else None
         return tokens.places(length) if places is None else places
