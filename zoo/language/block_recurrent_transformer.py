@@ -160,7 +160,7 @@ class BlockRecurrentTransformer(Causal):
                 continue
             mixer.checked(known)
             mixer.check_aligned(known.segment_ids)
-        empty = self.blocks.init_state(*x.shape[:2], x.dtype)
+        empty = self.blocks.init_state(x.shape[0], x.shape[1], x.dtype)
         return read_whole(self._step(empty, capture), empty, (x,), known, self.config.window)[0]
 
     def _step(self, empty: Any, capture: Sequence[int] = ()) -> Step:
