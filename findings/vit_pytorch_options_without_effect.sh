@@ -9,11 +9,12 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 numpy vit-pytorch==1.26.14
+"$folder/venv/bin/pip" install --quiet torch==2.13.0 numpy einops==0.8.2
+"$folder/venv/bin/pip" install --quiet --no-deps vit-pytorch==1.26.14
 cd "$folder"
 "$folder/venv/bin/python" -W ignore - <<'PYTHON'
-import importlib
 import importlib.metadata
+import importlib.util
 import sys
 
 import torch
@@ -24,7 +25,12 @@ sizes = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 32, "dept
 
 
 def model(module, name, **options):
-    return getattr(importlib.import_module("vit_pytorch." + module), name)(**options).eval()
+    """A model from its file, since the package as a whole needs torchvision too."""
+    file = importlib.metadata.distribution("vit-pytorch").locate_file(f"vit_pytorch/{module}.py")
+    spec = importlib.util.spec_from_file_location(module, file)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return getattr(loaded, name)(**options).eval()
 
 
 def parameters(model):
