@@ -27,7 +27,6 @@ from primitives.differentiation import differentiable
 
 DIRECT_LENGTH = 512  # unmasked attention up to this length is computed in one block
 CHUNK = 128  # queries per chunk
-FEW_ROWS = 8  # up to so many queries of a key-value head, keys are not transposed for the product
 CAUSAL_STEPS = 4  # static prefixes of the keys for causal attention: 5/8 of the work of reading all keys
 BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: beyond a CPU's caches it was up to three times slower
 OTHER_BLOCK_BYTES = 2**30
@@ -192,7 +191,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
-    logits = _scores(q, k, wide)
+    logits = _product(q, jnp.swapaxes(k, 2, 3), wide)
     if arrays["relative_keys"] is not None:
         theirs = arrays["relative_query"]
         if theirs is not None and allowed is not None:
@@ -264,16 +263,6 @@ def _relative_products(options: Options, arrays: Arrays, q: jax.Array, q_start: 
         return relative.shifted(products)
     at = relative.index(table[:, 0], first, *_positions(arrays, q_start, k_start))
     return jnp.take_along_axis(products, jnp.broadcast_to(at[:, None, None], (*products.shape[:4], keys)), 4)
-
-
-def _scores(q: jax.Array, k: jax.Array, dtype: Any) -> jax.Array:
-    """(batch, kv, rep, q, d) times (batch, kv, k, d): (batch, kv, rep, q, k)."""
-    if q.shape[2] * q.shape[3] > FEW_ROWS:
-        return _product(q, jnp.swapaxes(k, 2, 3), dtype)
-    # With few rows, as in decoding, the CPU compiler would first write a transposed copy of all keys, slowly.
-    flat = q.reshape(*q.shape[:2], -1, q.shape[-1])
-    logits = jnp.einsum("bgrd,bgkd->bgrk", flat, k, preferred_element_type=dtype)
-    return logits.reshape(*q.shape[:-1], k.shape[2])
 
 
 def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
