@@ -1,12 +1,12 @@
-"""Addition: the format decides whether it is learned for lengths that were not trained: hints, digits in reverse, and
-positions by FIRE.
+"""Addition: the format decides whether a transformer adds longer numbers than it was trained on: index hints, reversed
+digits and FIRE positions.
 
-Y. Zhou et al., arXiv:2402.09371: without index hints every method fails beyond training's lengths; digits from the
-least significant one on beat the usual order; and of positions FIRE does best. Transformers of two blocks and 64
-features add numbers of up to 3 digits; "at_n" is the part of sums of n-digit numbers without a fault. The paper has 25
-million parameters, 40 digits and 50000 steps; of numbers of up to 10 digits it says that they teach no longer ones.
-Seed 0: after so few steps no format has been learned, sums of 3 digits are right in 0.012 of the cases at best: nothing
-is shown of longer ones.
+Y. Zhou et al., arXiv:2402.09371: without index hints every method fails beyond the training lengths; reversed digits
+(the least significant first) beat the usual order; and of the position encodings FIRE does best. Transformers of two
+blocks and 64 features add numbers of up to 3 digits; "at_n" is the fraction of sums of n-digit numbers that are
+entirely right. The paper has 25 million parameters, 40 digits and 50000 steps; it reports that training on numbers of
+up to 10 digits does not carry over to longer ones. Seed 0: after so few steps no format has been learned. At best 0.012
+of the sums of 3 digits are right, so nothing is shown about longer ones.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def contest(quick: bool) -> Contest:
 
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-    """The part of sums without a fault, of each length."""
+    """The fraction of sums that are entirely right, at each length."""
     return {f"at_{length}": figures_of(model, contestant, test_length=length)["exact"] for length in LENGTHS}
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """With digits in reverse, hints and FIRE, 0.95 of the longest sums of training are right, more than in the usual
-    order; and of sums with one digit more, more are right than without hints, than in the usual order, and than with
-    rotary positions.
+    """With reversed digits, hints and FIRE, at least 0.95 of the sums of the longest training length are right, and
+    more than in the usual order; and with one digit more, more sums are right than without hints, than in the usual
+    order, and than with rotary positions.
     """
     known, longer = medians(rows, f"at_{LENGTH}"), medians(rows, f"at_{LENGTH + 1}")
     best, *others = FORMATS

@@ -1,13 +1,14 @@
 """Agents: on maps of 256 tokens, agent attention is within a point of the accuracy of softmax attention and above that
 of linear attention, at equal parameters, and at 1024 tokens it is faster than softmax attention.
 
-D. Han et al., arXiv:2312.08874. The contestants are one small vision transformer on the digits at 32 pixels, a token
-for 2 by 2 of them, whose attention is by softmax, through 9 agents, or linear (feature map elu + 1), with the width of
-the MLPs such that parameters agree within 2 %. "forward_1024" is the time of its evaluation on eight images of 64
-pixels, in milliseconds, the least of several in the process that trained it. The recipe is that of configs/vit.py, at a
-rate of 3e-3, for 600 steps of 16 images. Medians of three seeds: accuracies of 0.842 with agents, 0.217 with softmax
-attention (0.131 to 0.617) and 0.347 with linear attention, and 20, 228 and 16 ms: in so few steps softmax attention has
-hardly begun to learn, so what shows is how soon a model learns.
+D. Han et al., arXiv:2312.08874. The contestants are one small vision transformer on the digits at 32 x 32 pixels with
+patches of 2 x 2. Its attention is softmax attention, agent attention with 9 agents, or linear attention (feature map
+elu + 1); the width of the MLPs is chosen so that the numbers of parameters agree within 2 %. "forward_1024" is the time
+of a forward pass in evaluation mode on eight images of 64 x 64 pixels, in milliseconds, the least of several in the
+process that trained the model. The recipe is that of configs/vit.py, at a learning rate of 3e-3, for 600 steps of 16
+images. Medians of three seeds: accuracies of 0.842 with agents, 0.217 with softmax attention (0.131 to 0.617) and 0.347
+with linear attention, and 20, 228 and 16 ms. In so few steps softmax attention has hardly begun to learn, so the
+figures show how soon a model learns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
 PAPER = (2,)
-# The tables of agents are parameters too: the MLPs of the others are wider.
+# Agent attention has parameters of its own (its bias tables): the MLPs of the others are wider.
 KINDS: dict[str, dict[str, Any]] = {
     "softmax": {"mixer": "attention", "mlp_ratio": 2.36},
     "agent": {"mixer": {"name": "agent", "agents": 9}, "mlp_ratio": 1.0},
@@ -33,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def forward_time(model: nnx.Module, side: int, repeats: int) -> float:
-    """Milliseconds of an evaluation of eight images of ``side`` pixels, the least of ``repeats``."""
+    """Milliseconds of a forward pass over eight images of ``side`` x ``side`` pixels, the least of ``repeats``."""
     import jax
     from flax import nnx
 
@@ -71,8 +72,8 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """The accuracy with agents is at least that of softmax attention less 0.01, and above that of linear attention; and
-    of 1024 tokens softmax attention takes longer.
+    """The accuracy with agents is at least that of softmax attention minus 0.01, and above that of linear attention;
+    and at 1024 tokens softmax attention takes longer.
     """
     accuracy, forward = medians(rows, "accuracy"), medians(rows, "forward_1024")
     return (

@@ -1,11 +1,12 @@
-"""Distance decay: where there is little data, RMT whose scores fall with the distance along rows and columns learns
-more than the same without a distance, and than with that in row-major order.
+"""Distance decay: with little training data, RMT whose attention decays with the distance along rows and columns learns
+more than the same model without decay, and than with a decay by the distance in row-major order.
 
-Q. Fan et al., arXiv:2309.11523: a Manhattan distance gives attention a prior of space. The contestants are rmt_nano
-with attention of whole maps, 8 x 8 and 4 x 4 tokens of digits at 32 pixels, trained on 200 of them by the recipe of
-configs/rmt.py, for 150 steps; they have the same parameters and differ in the distance alone. Their convolutions and
-the rotation of queries and keys know where tokens are too. Medians of three seeds: 0.881 with rows and columns, 0.892
-in row-major order and 0.883 without: on so small maps there is no difference beyond that of seeds.
+Q. Fan et al., arXiv:2309.11523: a decay with the Manhattan distance gives attention a spatial prior. The contestants
+are rmt_nano with attention over whole maps, 8 x 8 and 4 x 4 tokens of digits at 32 x 32 pixels, trained on 200 of them
+by the recipe of configs/rmt.py for 150 steps; they have the same parameters and differ in the distance alone. Their
+convolutions and the rotation of queries and keys carry position too. Medians of three seeds: 0.881 with rows and
+columns, 0.892 in row-major order and 0.883 without decay: on maps this small there is no difference beyond that between
+seeds.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Induction heads: Mamba trained at up to 256 tokens holds an accuracy of at least 0.95 at 8192.
 
-A. Gu, T. Dao, arXiv:2312.00752, table 2 (there trained at 256 and tested up to 1 048 576 tokens, after 25
-epochs of 8192 steps of 8). As there: two layers of 64 channels, a vocabulary of 16, so that chance is 1/15,
-and batches of 8. Our choice, so that a hundredth of the steps is enough: training lengths from 8 to 256,
-log-uniform (at 256 alone the rule was not found within 1100 steps), 2000 steps at 3e-3 with a cosine, and
-first steps of the state space from 1e-7 to 1e-5, so that its channels forget little within the lengths tested
-unless they learn to: beyond the training length nothing else asks for it. The row "released steps" has 1e-3 to
-0.1, as the released models; from 1e-6 to 0.1, three seeds held 1.00, 0.67 and 0.66 at 8192. At 65536 tokens,
-256 times the training length, what is left is shown and not claimed. The long sequences are read piece by
-piece, with a state: no more memory than at 1024.
+A. Gu, T. Dao, arXiv:2312.00752, table 2 (there trained at 256 and tested up to 1 048 576 tokens, after 25 epochs of
+8192 steps of 8). As there: two layers of 64 channels, a vocabulary of 16, so that chance is 1/15, and batches of 8. Our
+choices, so that a hundredth of the steps is enough: training lengths from 8 to 256, log-uniform (at 256 alone the rule
+was not found within 1100 steps), 2000 steps at a learning rate of 3e-3 with a cosine schedule, and step sizes of the
+state space that start between 1e-7 and 1e-5. With these the channels forget little within the lengths tested unless
+they learn to; nothing in training asks for memory beyond the training length. The row "released steps" starts with step
+sizes of 1e-3 to 0.1, as the released models; with 1e-6 to 0.1, three seeds held 1.00, 0.67 and 0.66 at 8192. The
+accuracy at 65536 tokens, 256 times the training length, is shown and not part of the claim. Long sequences are read in
+pieces with a recurrent state, in no more memory than at 1024 tokens.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PIECE = 1024
 
 
 def answers_by_state(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """The likeliest token (batch,) after ``tokens`` (batch, length), read in pieces."""
+    """The most likely token (batch,) after ``tokens`` (batch, length), read in pieces."""
     from flax import nnx
 
     length = tokens.shape[1]
     graph, arrays = nnx.split(model)
     state = model.init_state(len(tokens), length)
     begin = 0
-    # The odd piece first: two programs for any length.
+    # The short piece first, so that any length needs at most two compiled programs.
     for end in range(length % PIECE or PIECE, length + 1, PIECE):
         answer, state = _reader()(graph, arrays, tokens[:, begin:end], state)
         begin = end
@@ -64,7 +64,7 @@ def _reader() -> Callable[..., tuple[jax.Array, Any]]:
 
 
 def accuracy_by_state(model: Any, task: dict[str, Any], length: int, count: int, batch_size: int = 32) -> float:
-    """The part of ``count`` sequences of ``length`` tokens whose last answer is right."""
+    """The fraction of ``count`` sequences of ``length`` tokens whose last answer is right."""
     import tasks
 
     examples = tasks.create(**{**task, "test_length": length, "num_eval": count}).examples("test")

@@ -2,9 +2,9 @@
 
 Transformer, Mamba, Mamba-2, a hybrid of Mamba and attention, Gated DeltaNet, and Titans with its memory as context.
 
-Bits per byte of the held-out modules, side by side: no order of merit is claimed. The sizes agree within
-2 %, and every run reads the same 1.6 million bytes in the same order: few enough for two cores, and a
-sixth of what the set has, so that what is compared is how fast the models learn. Uniform bytes cost 8 bits.
+Bits per byte of the held-out modules, side by side: no ranking is claimed. The numbers of parameters agree within 2 %,
+and every run reads the same 1.6 million bytes in the same order. That is few enough for two cores, and a sixth of the
+training set, so the comparison is of how fast the models learn. Uniformly random bytes cost 8 bits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """No order is claimed, but that the comparison is fair: numbers of parameters within 2 % and the same number of
+    """No ranking is claimed, only that the comparison is fair: numbers of parameters within 2 % and the same number of
     steps.
     """
     sizes = [row["parameters"] for row in rows]

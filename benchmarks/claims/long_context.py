@@ -1,14 +1,15 @@
 """Byte language modeling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same
 bytes.
 
-Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
-is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit
-is claimed. Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes
-besides parameters. Routing is trained with causal membership, so that no figure knows later bytes.
+Bits per byte of the held-out modules of Python's standard library, overall and by position: a loss that falls with
+position shows that the model uses context. The numbers of parameters agree within 2 %, every run reads the same 1.6
+million bytes, and no ranking is claimed. Uniformly random bytes cost 8 bits. Cost is that of the loss and its gradient
+on two windows: seconds, and the MiB needed in addition to parameters and gradient. Routing is trained with causal
+membership, so that no figure depends on later bytes.
 
-After these 200 steps (seed 0) none of them makes anything of bytes farther back than some 256: bits a byte are the same
-from there to the end. What differs is how fast they learn, the local ones first, and what a step takes; seconds are of
-a machine with other work.
+After these 200 steps (seed 0) none of the models uses bytes farther back than about 256: bits per byte are the same
+from there to the end. The models differ in how fast they learn, the local ones first, and in the cost of a step;
+seconds were measured on a machine with other work.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ SETTINGS: dict[str, dict[str, Any]] = {"routing": {"aux_losses": {"commitment": 
 def bits_by_position(
     model: nnx.Module, task: tasks.Task, edges: Sequence[int], windows: int, batch_size: int = 2
 ) -> dict[str, float]:
-    """Bits per byte of the first ``windows`` windows of the test split, by stretches of position: from one edge to the
-    next.
+    """Bits per byte of the first ``windows`` windows of the test split, for each range of positions between two
+    ``edges``.
     """
     import jax
     import jax.numpy as jnp
@@ -86,8 +87,9 @@ def bits_by_position(
 
 
 def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> dict[str, float]:
-    """Seconds of the loss and its gradient on one batch, the least of three, and the MiB that the program takes besides
-    parameters and gradient."""
+    """Seconds of the loss and its gradient on one batch, the least of three, and the MiB of temporary memory that the
+    program needs in addition to parameters and gradient.
+    """
     import jax
     from flax import nnx
 
@@ -98,7 +100,7 @@ def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> 
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def loss(params: nnx.State, rest: nnx.State) -> jax.Array:
-        # A copy: routing follows its tokens.
+        # A copy: routing updates its centroids with the tokens it sees.
         return task.loss(nnx.merge(graph, params, rest, copy=True), batch, jax.random.key(0))[0]
 
     compiled = jax.jit(jax.grad(loss)).lower(params, rest).compile()
@@ -146,7 +148,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """No order is claimed, but that the comparison is fair: numbers of parameters within 2 % and the same number of
+    """No ranking is claimed, only that the comparison is fair: numbers of parameters within 2 % and the same number of
     steps.
     """
     sizes = [row["parameters"] for row in rows]

@@ -1,10 +1,10 @@
-"""The order in which a picture is read: LION whose decays follow two curves, which visit neighbors one after the other,
-is better than with decays along the rows, and that better than without decays.
+"""The order in which an image is read: LION with decays along two curves that visit neighboring patches one after the
+other is better than with decays along the rows, and that is better than without decays.
 
 A. Afzal et al., arXiv:2502.16249 (ImageNet, base size: 74.7 without decays, LION-LIT; 77.8 with fixed ones, LION-D;
-80.2 with those of the natural order). One small vision transformer on the digits at 32 pixels, 8 by 8 patches of 4 with
-a class token and learned positions, whose mixer differs. Seed 0: 0.928 in the natural order, 0.833 in the raster's and
-0.969 without decays. The order matters as in the paper; on pictures this small decays do not help.
+80.2 with those of the natural order). One small vision transformer on the digits at 32 x 32 pixels, 8 x 8 patches of 4
+x 4 pixels with a class token and learned positions; only its mixer differs. Seed 0: 0.928 in natural order, 0.833 in
+raster order and 0.969 without decays. The order matters as in the paper; on images this small decays do not help.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """The accuracy of LION-D is greater in the natural order than in the raster's, and in that above LION-LIT's."""
+    """The accuracy of LION-D is higher in natural order than in raster order, and in raster order it is above that of
+    LION-LIT.
+    """
     accuracy = medians(rows, "accuracy")
     return accuracy[NATURAL] > accuracy[RASTER] > accuracy[LIT]
 

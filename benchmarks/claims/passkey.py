@@ -1,16 +1,16 @@
 """A pass key in irrelevant text, at growing length: full attention, a sliding window, routing and LongNet trained at
 128 bytes.
 
-A. Mohtashami and M. Jaggi, arXiv:2305.16300, section 4.2. The models of :mod:`benchmarks.claims.long_context`, of one
-size within 2 %; "at_n" is the share of the key's digits that the likeliest byte gets right in n bytes, given the digits
-before. Chance is 1/10. Claimed is only that a window of 32, by which three layers see 93 bytes back, finds less than
-full attention at the length of training; of greater lengths nothing is.
+A. Mohtashami and M. Jaggi, arXiv:2305.16300, section 4.2. The models are those of
+:mod:`benchmarks.claims.long_context`, with the same number of parameters within 2 %; "at_n" is the fraction of the
+key's digits that the most likely byte gets right in texts of n bytes, given the digits before. Chance is 1/10. The only
+claim is that a window of 32, through which three layers see 93 bytes back, finds less than full attention at the
+training length; nothing is claimed for greater lengths.
 
-Seed 0: full attention finds it at 128 bytes (0.997) and, its positions being unheard of, hardly beyond (0.12 at 2048).
-  Routing finds the key
-by content and keeps most of it to sixteen times that length (0.89, 0.83 and 0.83). The window does not find it.
-LongNet, whose heads each see one in four of the bytes beyond 32, had only begun to learn when the steps ended (0.10 at
-step 500, 0.17 at 1000).
+Seed 0: full attention finds the key at 128 bytes (0.997) and hardly beyond (0.12 at 2048), where its positions were
+never trained. Routing finds the key by content and keeps most of that up to sixteen times the training length (0.89,
+0.83 and 0.83). The window does not find it. LongNet, whose heads each see one in four of the bytes beyond 32, had only
+begun to learn when the steps ended (0.10 at step 500, 0.17 at 1000).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def digits_right(model: nnx.Module, options: dict[str, Any], length: int, count: int, batch_size: int = 4) -> float:
-    """The share of digits that the model gets right in ``count`` examples of ``length`` bytes."""
+    """The fraction of digits that the model gets right in ``count`` examples of ``length`` bytes."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -82,7 +82,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """At the length of training, full attention has an accuracy of at least 0.9 and the window of 32 a lower one."""
+    """At the training length, full attention has an accuracy of at least 0.9 and the window of 32 a lower one."""
     at = medians(rows, f"at_{LENGTHS[0]}")
     return at["full attention"] >= 0.9 and at["window 32"] < at["full attention"]
 

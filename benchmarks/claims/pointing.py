@@ -1,13 +1,14 @@
-"""Pointing: a network that points at its input answers for more points than it was trained on, and one with a fixed
+"""Pointing: a network that points at its input handles more points than it was trained on, and one with a fixed
 dictionary of positions does not.
 
-O. Vinyals et al., arXiv:1506.03134, section 4.2: convex hulls, learned from sets of 5 to 10 points and asked of 20, by
-one LSTM of 128 features on either side. The pointer's logits are over the points; the other decoder attends to them and
-has a logit for each of 20 positions, of which training shows it 10. "at_10" are hulls of 10 points; "accuracy" is by
-position after the true ones, "exact", "simple" and "area" are of answers that the model gives by itself. The paper's
-models train on 5 to 50 points for some 10 times as long. Medians of three seeds: of 20 points the pointer names 0.785
-of the positions and the fixed dictionary 0.372; 0.113 of the hulls are without a fault, and none. The pointer's simple
-polygons cover 0.9797 of the hulls, and 0.98 is asked: by that it does not hold.
+O. Vinyals et al., arXiv:1506.03134, section 4.2: convex hulls, trained on sets of 5 to 10 points and tested on 20, with
+an LSTM encoder and an LSTM decoder of 128 features each. The pointer's logits are over the points; the other decoder
+attends to the points and has a logit for each of 20 positions, of which training shows it 10. "at_10" is for hulls of
+10 points; "accuracy" is by position given the true positions before, "exact", "simple" and "area" are of answers that
+the model generates by itself. The paper's models train on 5 to 50 points, for some 10 times as many steps. Medians of
+three seeds: at 20 points the pointer gets 0.785 of the positions right and the fixed dictionary 0.372; 0.113 of the
+pointer's hulls are entirely right, and none of the dictionary's. The pointer's simple polygons cover 0.9797 of the
+hulls' area, where 0.98 is asked for, so the claim does not hold.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ def contest(quick: bool) -> Contest:
 
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-    """The figures of answers that the model gives by itself, at the test's points and at the most of training."""
+    """The figures at the test's number of points, and at the largest number of training."""
     names, found = ("accuracy", "exact", "area", "simple"), figures_of(model, contestant, test_points=POINTS)
     there = figures_of(model, contestant)
     return {name: there[name] for name in names} | {f"{name}_at_{POINTS}": found[name] for name in names}
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Of 20 points the pointer finds more positions than the fixed dictionary, and more hulls without a fault; and its
-    simple polygons cover 0.98 of the hulls' area, as the paper counts it.
+    """At 20 points the pointer gets more positions right than the fixed dictionary, and more hulls entirely right; and
+    its simple polygons cover at least 0.98 of the hulls' area, as the paper counts it.
     """
     accuracy, exact, area, simple = (medians(rows, name) for name in ("accuracy", "exact", "area", "simple"))
     return (

@@ -1,13 +1,13 @@
-"""Universal relative positions: an encoder with them learns where its tokens are, and no other with relative positions
-does.
+"""Universal relative positions: an encoder with them learns where its tokens are, and none with other relative
+positions does.
 
 S. Luo et al., arXiv:2205.13401, section 5.1: where positions act within the softmax alone, a row of equal tokens gives
-equal outputs; a learned factor for each distance behind the softmax ends that. Encoders of three blocks and 64 features
-are to name the position of each of 16 random tokens out of 80: URPE, learned biases alone, and rotary positions.
-"spread" is the greatest difference of the outputs for 16 equal tokens. The paper has 128 tokens of a vocabulary of
-1000, and a second task, to name every other token, which takes several times as many steps. Medians of three seeds:
-URPE and rotary positions name all positions, learned biases as many as a guess. With rotary positions equal tokens give
-equal outputs, and yet the positions of random ones are found.
+equal outputs; a learned factor for each distance after the softmax changes that. Encoders of three blocks and 64
+features have to name the position of each of 16 random tokens out of 80: URPE, learned biases alone, and rotary
+positions. "spread" is the greatest difference of the outputs for 16 equal tokens. The paper has 128 tokens of a
+vocabulary of 1000, and a second task, to name every other token, which takes several times as many steps. Medians of
+three seeds: URPE and rotary positions name all positions, learned biases do no better than guessing. With rotary
+positions equal tokens give equal outputs, and yet the positions of random ones are found.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def contest(quick: bool) -> Contest:
 
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-    """How far the outputs of equal tokens are apart."""
+    """The greatest difference between the logits of equal tokens."""
     import jax.numpy as jnp
 
     model.eval()
@@ -56,8 +56,8 @@ def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """URPE names 0.95 of the positions, and learned biases and rotary positions at most twice as many as a guess; and
-    for equal tokens, their outputs differ by less than 0.001, and those of URPE by more.
+    """URPE names at least 0.95 of the positions, and learned biases and rotary positions at most twice as many as
+    guessing does; and for equal tokens, their outputs differ by less than 0.001, and those of URPE by more.
     """
     accuracy, spread = medians(rows, "accuracy"), medians(rows, "spread")
     others = [label for label in MIXERS if label != "URPE"]

@@ -34,8 +34,8 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """After the fewest steps shown, the accuracy of learned routing is at least that of all regions and above that
-    of random ones.
+    """At the smallest number of steps shown, the accuracy of learned routing is at least that of attending to all
+    regions and above that of random ones.
     """
     accuracy = medians(rows, "accuracy")
     return (

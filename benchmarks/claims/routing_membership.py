@@ -1,16 +1,15 @@
-"""Balanced clusters know later tokens: the loss of a Routing Transformer trained with them is not kept where it must
-read from the past alone.
+"""Balanced clusters see later tokens: part of the low loss of a Routing Transformer trained with them is lost where it
+must read from the past alone.
 
 Each of the two memberships trains ``routing_transformer_nano`` on the same bytes; then the same weights read the test
-split by balanced and by causal membership. Generation is always causal, so "causal" is what a model is worth there;
-that "balanced" is below it, for weights trained with balanced clusters, is the future showing through the choice of
-members.
+split with balanced and with causal membership. Generation is always causal, so "causal" is the loss that counts there;
+where "balanced" is below it, for weights trained with balanced clusters, information about later tokens has leaked
+through the choice of cluster members.
 
-Here, after 800 steps at 256 bytes, by little: with each of three seeds the weights trained with balanced clusters lose
-  0.003 to 0.006 bits
-a byte where they read causally. Those trained causally are then better by 0.000 and 0.012 with two seeds and worse by
-  0.013 with one: by
-the median it holds, and it is less than what seeds differ by.
+Here, after 800 steps at 256 bytes, the effect is small: with each of three seeds the weights trained with balanced
+clusters lose 0.003 to 0.006 bits per byte when they read causally. Those trained causally are then better by 0.000 and
+0.012 with two seeds and worse by 0.013 with one: by the median the claim holds, but the difference is smaller than that
+between seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MEMBERSHIPS = ("balanced", "causal")
 
 
 def read_by(model: nnx.Module, membership: str) -> None:
-    """Lets every routing layer of a model choose members in this way."""
+    """Sets the membership of every routing layer of a model."""
     from flax import nnx
 
     from layers import RoutingAttention
@@ -79,8 +78,8 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Read causally, the weights trained with balanced clusters lose, and are worse than those trained with causal
-    ones.
+    """The weights trained with balanced clusters have a higher loss with causal membership than with balanced
+    membership, and with causal membership a higher loss than those trained with it.
     """
     balanced, causal = (medians(rows, membership) for membership in MEMBERSHIPS)
     return balanced["balanced"] < causal["balanced"] and causal["causal"] < causal["balanced"]

@@ -1,14 +1,15 @@
 """What the claims share: train each contestant with each seed by the one training loop, print a table, write JSON.
 
-A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``, and ``PAPER``, the rows
-of the roster whose claim it is, where there are any: a mapping where each paper has a part of the verdict, a function
-of the rows. What ``draw(rows)`` returns, where there is one, stands in docs/results.md beside the table. Running it
+A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``. ``PAPER``, where there is
+one, names the rows of the roster that the claim checks: a tuple, or a mapping from each row to the part of the verdict
+that is about it, a function of the rows. The figure that ``draw(rows)`` returns, where there is one, is shown in
+docs/results.md beside the table. Running it
 
     python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--resume] [--output=DIR]
 
-writes DIR/NAME.json (default benchmarks/results/<platform>/claims): every figure of every run with its
-learning curve, and whether the claim holds. ``--quick`` only shows that everything runs; ``--resume`` goes on
-with a file that was cut short, or adds seeds to it.
+writes DIR/NAME.json (default benchmarks/results/<platform>/claims): every figure of every run with its learning curve,
+and whether the claim holds. ``--quick`` only shows that everything runs; ``--resume`` continues a file that was cut
+short, or adds seeds to it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "median
 
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
-    """The table: of each contestant the median over seeds of its figures, with the extremes."""
+    """The table: for each contestant the median of its figures over seeds, with the extremes."""
     from training.logging import table
 
     lines = []
@@ -52,7 +53,7 @@ def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
 
 
 def medians(rows: Sequence[Row], figure: str) -> dict[str, float]:
-    """The median over seeds of a figure, by label."""
+    """The median of a figure over seeds, by label."""
     return {
         label: statistics.median(row["test"][figure] for row in rows if row["label"] == label)
         for label in dict.fromkeys(row["label"] for row in rows if figure in row["test"])
@@ -60,7 +61,7 @@ def medians(rows: Sequence[Row], figure: str) -> dict[str, float]:
 
 
 def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> float:
-    """The median over seeds of the step at which the validation figure first reached ``level``; infinite where it never
+    """The step at which the validation figure first reached ``level``, the median over seeds; infinite where it never
     did.
     """
     reached = [
@@ -72,7 +73,9 @@ def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> floa
 
 
 def figures_of(model: nnx.Module, contestant: Contestant, **other: Any) -> dict[str, float]:
-    """The figures of the test split of the contestant's task with ``other`` options, as another length."""
+    """The figures on the test split of the contestant's task, with ``other`` options in place of its own, such as
+    another length.
+    """
     from flax import nnx
 
     import tasks
@@ -102,15 +105,15 @@ def of_digits(
     train: int | None = None,
     measure: Callable[[nnx.Module, Contestant], dict[str, float]] | None = None,
 ) -> Contest:
-    """Classifiers of the digits, by a recipe of configs/ that is shortened.
+    """A contest of classifiers of the digits, by a shortened recipe of configs/.
 
     Args:
       kinds: options of the model, by label.
-      quick: four steps.
-      steps, warmup: of each run, of which the first ``warmup`` raise the rate.
-      train: images to train on; None for all.
-      figures, batch_size, learning_rate, recipe, measure: as of :class:`Contest`.
-      model: the recipe's.
+      quick: train for four steps only.
+      steps, warmup: length of each run in steps, and how many of them raise the learning rate.
+      train: number of images to train on; None for all.
+      figures, batch_size, learning_rate, recipe, measure: as in :class:`Contest`.
+      model: name of the model, in place of the recipe's.
     """
     settings: dict[str, Any] = {
         "batch_size": batch_size,
@@ -142,9 +145,10 @@ def main(
 
     Args:
       name: of the JSON file.
-      claim: what is to be shown.
-      contest: what is run, quickly or in earnest.
+      claim: what is to be shown, the module's docstring.
+      contest: makes the contest, given whether it is the quick form.
       verdict: whether the rows show it.
+      arguments: of the command line; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.claims.{name}", description=claim)
     parser.add_argument("--quick", action="store_true", help="tiny, one seed: shows only that everything runs")
@@ -191,7 +195,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bool:
-    """Whether ``row`` is a run of this contestant as it would be made now."""
+    """Whether ``row`` is a run of this contestant with the settings it would have now."""
     config = config_of(contest, contestant, row["seed"], steps)
     now = {
         "label": contestant.label,

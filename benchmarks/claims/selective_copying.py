@@ -1,10 +1,10 @@
 """Selective copying: Mamba solves it (accuracy of at least 0.99), S4D with the same size does not.
 
-The central claim of Mamba (A. Gu, T. Dao, arXiv:2312.00752, section 4.1, table 1). As there: two layers of
-64 channels and a vocabulary of 16, so that chance is 1/14. The paper has 16 data tokens among 4096 and 400 000
-steps of 64 at 1e-4; ours are 8 among 64 and 3000 steps of 32 at 3e-3, so that two cores finish in minutes.
-"S4D with the same size" is the same model with that mixer in Mamba's place, once of the same depth and width, with
-half the parameters, and once twice as deep.
+The central claim of Mamba (A. Gu, T. Dao, arXiv:2312.00752, section 4.1, table 1). As there: two layers of 64 channels
+and a vocabulary of 16, so that chance is 1/14. The paper has 16 data tokens among 4096 and 400 000 steps of 64 at a
+learning rate of 1e-4; ours are 8 among 64 and 3000 steps of 32 at 3e-3, so that two cores finish in minutes. "S4D with
+the same size" is the same model with S4D in place of Mamba: once with the same depth and width, which has half the
+parameters, and once twice as deep.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ written and read.
 S. Arora et al., arXiv:2402.18668, figure 2 (recall grows with the state, whatever the model); Y. Zhang et al.,
 arXiv:2409.07146 (slots that are read by a softmax); J. Du et al., arXiv:2502.13685 (several memories interfere less);
 arXiv:2510.07019 (slots and a window under one softmax). Multi-query associative recall (arXiv:2312.04927), with one
-recurrent layer of 32 channels and two heads, each family's own key and value sizes, before which all have the same
-attention to a token and the one before it, and no channel mixing: so each token knows what stood before it, and the
-layer alone has to remember. "state" is how many numbers the layer keeps of a row, those of its own convolution and
-window included. Medians of three seeds, after 1500 steps: the size of the state does not order them. RWKV-7 recalls
-0.997 with 544 numbers, mLSTM 0.979 with 274; the largest state, MoM's of 4000, has learned no more than chance, as
-HGRN2 and Longhorn have; of Mamba-2 one seed has learned and two have not.
+recurrent layer of 32 channels and two heads, with each family's own key and value sizes and no channel mixing. Before
+it, all models have the same attention over a token and the one before it, so that each token knows its predecessor and
+the recurrent layer alone has to remember. "state" is the number of floating-point numbers that the layer keeps for a
+row, including those of its own convolution and window. Medians of three seeds, after 1500 steps: the size of the state
+does not order the models. RWKV-7 recalls 0.997 with 544 numbers, mLSTM 0.979 with 274; the largest state, MoM's of
+4000, has learned no more than chance, and neither have HGRN2 and Longhorn; Mamba-2 has learned with one seed and not
+with two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from matplotlib.figure import Figure
 
-# Convolutions of a mixer's own are left out where it can do without.
+# A mixer's own convolution is left out where that is an option.
 MIXERS: dict[str, dict[str, Any]] = {
     "GLA": {"name": "gated_linear_attention"},
     "mLSTM": {"name": "mlstm", "input_bias": 0.0},
@@ -42,14 +43,14 @@ MIXERS: dict[str, dict[str, Any]] = {
 
 
 def framed(mixer: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """Options of a transformer whose second and last block has the mixer, and whose first sees two tokens."""
+    """Options of a transformer whose second and last block has the mixer, and whose first attends over two tokens."""
     before = {"name": "attention", "window": 2, "rotary": 10000.0}
     size = {"features": 16 if quick else 32, "depth": 2, "num_heads": 2, "mlp": None, "embedding_std": 0.2}
     return {**size, "pattern": {"0": before, "1": mixer}}
 
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-    """How many numbers the last block's mixer keeps of a row."""
+    """The number of floating-point numbers in the state of the last block's mixer, for one row."""
     import jax
     import jax.numpy as jnp
 
@@ -79,19 +80,19 @@ def contest(quick: bool) -> Contest:
 
 
 def slots_recall(rows: Sequence[Row]) -> bool:
-    """GSA is above HGRN2, RetNet and Mamba-2, whose states are as large or larger."""
+    """GSA's accuracy is above those of HGRN2, RetNet and Mamba-2, whose states are as large or larger."""
     accuracy = medians(rows, "accuracy")
     return all(accuracy["GSA"] > accuracy[label] for label in ("HGRN2", "RetNet", "Mamba-2"))
 
 
 def memories_recall(rows: Sequence[Row]) -> bool:
-    """MoM is above the gated delta net."""
+    """MoM's accuracy is above that of the gated delta net."""
     accuracy = medians(rows, "accuracy")
     return accuracy["MoM"] > accuracy["gated delta net"]
 
 
 def windows_recall(rows: Sequence[Row]) -> bool:
-    """NHA is above GSA."""
+    """NHA's accuracy is above GSA's."""
     accuracy = medians(rows, "accuracy")
     return accuracy["NHA"] > accuracy["GSA"]
 
@@ -107,7 +108,7 @@ def verdict(rows: Sequence[Row]) -> bool:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Accuracy against the size of the state: a point a contestant, with its name, and a line over the seeds."""
+    """Accuracy against the size of the state: a labeled point for each contestant, and a line over its seeds."""
     from matplotlib.figure import Figure
 
     from benchmarks.curves import centered
@@ -116,7 +117,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes, state, accuracy = figure.subplots(), medians(rows, "state"), medians(rows, "accuracy")
     names = sorted(accuracy, key=lambda name: accuracy[name])
     most = max(state.values())
-    # A quantity and its exponential: places are apart by a factor there, and by a difference here.
+    # centered() separates by a factor: exponentials turn that into the difference wanted here.
     places = [math.log(place) for place in centered([math.exp(accuracy[name]) for name in names], math.exp(0.045))]
     for number, (name, place) in enumerate(zip(names, places, strict=True)):
         color, marker = f"C{number % 10}", "os"[number // 10 % 2]

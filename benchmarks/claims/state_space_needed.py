@@ -1,13 +1,13 @@
 """State spaces for images: on images MambaOut's gated convolutions are at least as accurate as the same model with
 Mamba in their place; where a long sequence must be remembered Mamba is ahead of Mamba without its state space.
 
-W. Yu and X. Wang, arXiv:2405.07992: classification of images needs no state space, tasks of long sequences may. On the
-digits at 32 pixels the contestants are mambaout_nano, 8 x 8 and 4 x 4 tokens, and the same with Mamba read in both
-directions, of the same parameters within 2 %. The control is induction heads: in 64 random symbols, what followed the
-special one when it came before? There the contestants are mamba_nano of two blocks with a state space and without,
-whose convolutions reach 6 tokens back; the features are more without, so that the parameters agree within 2 %. Medians
-of three seeds: both have 0.986 of the images; of the sequences Mamba has 0.492, and 0.059, a guess, without its state
-space.
+W. Yu and X. Wang, arXiv:2405.07992: image classification needs no state space, long-sequence tasks may. On the digits
+at 32 x 32 pixels the contestants are mambaout_nano, with maps of 8 x 8 and 4 x 4 tokens, and the same with Mamba read
+in both directions, with the same number of parameters within 2 %. The control task is induction heads: in 64 random
+symbols, name the one that followed the special symbol when that occurred before. There the contestants are mamba_nano
+of two blocks with and without a state space; without it the model sees 6 tokens back through its convolutions, and has
+more features, so that the parameters agree within 2 %. Medians of three seeds: on the images both have an accuracy of
+0.986; on the sequences Mamba has 0.492, and 0.059, no better than guessing, without its state space.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """On images the accuracy without a state space is at least that with one, on the sequence it is below."""
+    """On images the accuracy without a state space is at least that with one; on the sequences it is below."""
     accuracy = medians(rows, "accuracy")
     return (
         accuracy["images, gated convolution"] >= accuracy["images, mamba"]

@@ -1,12 +1,13 @@
 """Titans' ablation: the memory alone (LMM) predicts bytes best with all its parts, and deep memories better than a
 linear one.
 
-A. Behrouz et al., arXiv:2501.00663, section 5.9 (a linear memory in the place of a deep one; no convolution, momentum,
+A. Behrouz et al., arXiv:2501.00663, section 5.9 (a linear memory in place of a deep one; no convolution, momentum,
 forgetting or persistent tokens) and section 5.5 (depths). Bits per byte of held-out text, Python's standard library,
-after the same bytes in the same order. The paper trains 340M to 760M parameters on 15 to 30 billion tokens; ours have
-two layers of 64 channels and read 0.6 million bytes. What is removed is not given back elsewhere, as in the paper: the
-sizes differ as shown. The convolution is what counts most by far. The medians are in the paper's order, by 0.02 to 0.05
-bits a byte, and that is less than seeds differ; depth 3 is not better than 2.
+after training on the same bytes in the same order. The paper trains 340M to 760M parameters on 15 to 30 billion tokens;
+ours have two layers of 64 channels and read 0.6 million bytes. The parameters of a removed part are not made up for
+elsewhere, as in the paper, so the sizes differ as shown. The convolution counts most by far. The medians are in the
+paper's order, with differences of 0.02 to 0.05 bits per byte, which is less than the difference between seeds; depth 3
+is not better than 2.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Taking away any part costs bits per byte; a third layer of memory is not counted."""
+    """Removing any part raises bits per byte; a third layer of the memory is not part of the verdict."""
     bits = medians(rows, "bits_per_byte")
     return all(bits[WHOLE] < value for label, value in bits.items() if label not in (WHOLE, "depth 3"))
 
