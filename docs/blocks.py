@@ -1,4 +1,4 @@
-"""The blocks of a model as drawings: SVG made from the modules that the code makes, of shapes alone."""
+"""Drawings of a model's blocks: SVG made from the modules that the code creates, from shapes alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from layers.stack import Stack
 LINE, LETTER, PAD, GAP = 15, 7.3, 8, 30
 SPINE = 40
 MOST = 9
-"""Lines of what is inside a module."""
+"""Most lines shown for the contents of a module."""
 DEPTH = 3
 STYLE = (
     "text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#1a237e}.dim{fill:#546e7a}.name{font-weight:600}"
@@ -29,7 +29,7 @@ STYLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A module: its title, what is inside, and its kind, which is its color."""
+    """A module: its title, its contents, and its kind, which sets the color."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -48,9 +48,10 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A branch: the boxes that it goes through, those beside each other being summed, and what comes after the sum.
+    """A residual branch: the columns of boxes it passes through from left to right (boxes in one column are summed),
+    and the box after the residual sum.
 
-    ``residual`` is False for the parts of a block that is no :class:`Block`, which are listed alone.
+    ``residual`` is False for the parts of a block that is not a :class:`Block`, which are listed alone.
     """
 
     columns: tuple[tuple[Box, ...], ...]
@@ -60,14 +61,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Blocks of one kind: what is said of them, and their branches."""
+    """Blocks of one kind: their heading, and their branches."""
 
     title: str
     rows: tuple[Row, ...]
 
 
 def kinds(model: nnx.Module) -> list[Drawn]:
-    """The kinds of blocks of a model in their order: blocks that differ in numbers alone are one kind."""
+    """The kinds of blocks of a model, in order; blocks that differ only in numbers are one kind."""
     found: dict[Any, list[tuple[str, nnx.Module]]] = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
@@ -89,7 +90,7 @@ def _where(places: list[str]) -> str:
 
 
 def _kind(rows: tuple[Row, ...]) -> Any:
-    """What two blocks of a kind have in common: everything but numbers."""
+    """What all blocks of a kind have in common: everything but numbers."""
     return re.sub(r"\d+", "0", repr(rows))
 
 
@@ -141,15 +142,16 @@ def _children(module: Any) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _named(cls: type) -> tuple[str, ...]:
-    """Attributes in the order in which the code of a class and of what it inherits from names them: modules made of
-    shapes alone have theirs sorted."""
+    """Attributes in the order in which the source of a class and its bases names them: modules made of shapes alone
+    have them sorted.
+    """
     own = [base for base in reversed(cls.__mro__) if base.__module__.partition(".")[0] in ("layers", "zoo")]
     code = "".join(map(inspect.getsource, own))
     return tuple(dict.fromkeys(re.findall(r"\bself\.(\w+)", code)))
 
 
 def _inside(module: Any, depth: int = 1) -> Iterator[str]:
-    """A line for each part: matrices with what they map, other parts with their class."""
+    """A line for each part: matrices with their input and output sizes, other parts with their class."""
     for name, child in _children(module):
         indent = "  " * (depth - 1)
         if isinstance(child, nnx.Variable):
@@ -171,7 +173,7 @@ def _sides(shape: Any) -> str:
 
 
 def draw(model: nnx.Module) -> str:
-    """An SVG of all kinds of blocks of a model, which may be abstract, each read from top to bottom."""
+    """An SVG of all kinds of blocks of a model, which may be abstract; each is read from top to bottom."""
     parts: list[str] = []
     y, width = 10.0, 320.0
     for drawn in kinds(model):
@@ -194,7 +196,7 @@ def draw(model: nnx.Module) -> str:
 
 
 def _draw_row(parts: list[str], row: Row, y: float) -> tuple[float, float]:
-    """Draws a branch from ``y`` on; the y after it, and its right end."""
+    """Draws a branch starting at ``y``. Returns the y after it and the x of its right end."""
     tall = max(sum(box.height + PAD for box in column) - PAD for column in row.columns)
     middle, x = y + 8 + tall / 2, float(SPINE + GAP if row.residual else 10)
     if row.residual:

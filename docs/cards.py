@@ -1,5 +1,6 @@
 """A card for each family of models: ``python -m docs.cards`` writes docs/cards.md, the drawings beside it, and
-docs/cards.json, the parameters of each model. Those that it has are not counted again, but for ``--family NAME``.
+docs/cards.json, the parameter count of each model. Models already in that file are not counted again, except those of
+``--family NAME``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ DRAWINGS = HOME / "docs" / "pictures" / "blocks"
 HEAD = """# Model cards
 
 Written by `python -m docs.cards` from the registries; not edited by hand. The drawings are made from the modules of the
-model that a card names: a kind of block is drawn once, with the numbers of its first. What stands beside a sum is what
-the residual branch goes through. In a table, models whose sizes are the zoo's own choice are marked "ours".
+model that a card names: each kind of block is drawn once, with the numbers of its first block. Beside each residual sum
+are the modules that the branch passes through. In a table, models whose sizes are the zoo's own choice are marked
+"ours".
 
-Weights named in the last column load as `zoo.create(NAME, weights=TAG)`; [released weights](how_to/released_weights.md)
-has the other ways, and [weights](weights.md) what was compared. Their licenses are those stated where they were
-released: read them there before you rely on them.
+Weights named in the last column load with `zoo.create(NAME, weights=TAG)`; [released
+weights](how_to/released_weights.md) lists the other ways, and [weights](weights.md) what was compared. Their licenses
+are as stated where they were released: read them there before you rely on them.
 """
 
 
@@ -40,12 +42,12 @@ def families() -> dict[str, list[Variant]]:
 
 
 def example(members: Iterable[Variant]) -> Variant:
-    """The model that stands for its family: the one that the catalogue shows."""
+    """The model that represents its family: the same that the catalogue shows."""
     return min(members, key=lambda member: (not member.published, len(member.name), member.name))
 
 
 def load() -> dict[str, int]:
-    """Parameters of each model, as they were counted."""
+    """The recorded parameter count of each model."""
     return json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
 
 
@@ -68,14 +70,12 @@ def card(family: str, members: list[Variant], counts: Mapping[str, int]) -> str:
     ]
     code = module_of(family).__name__
     lines += [f"The blocks of `{shown.name}`; `{code}` has the code.", "", _sizes(members, counts)]
-    facts = [("Names of weights", ", ".join(f"`{naming}`" for naming in [*shown.rules, "zoo"]))]
+    facts = [("Naming schemes of weights", ", ".join(f"`{naming}`" for naming in [*shown.rules, "zoo"]))]
     facts += [("Input", _input(shown))]
     if licenses := sorted({release.license for member in members for release in member.releases.values()}):
         facts.append(("License of the weights", ", ".join(licenses)))
     else:
-        facts.append(
-            ("License of the weights", "not known here: no released checkpoint is listed by a name of its own")
-        )
+        facts.append(("License of the weights", "not known here: no released checkpoint is listed for this family"))
     facts.append(("Cite", about))
     return "\n".join([*lines, *(f"- **{name}.** {value}" for name, value in facts), ""])
 
@@ -85,12 +85,12 @@ def _linked(about: str) -> str:
 
 
 def _input(entry: Variant) -> str:
-    """What a model takes, and how images are prepared."""
+    """What a model takes as input, and how images are prepared."""
     config: Any = entry.config
     if not hasattr(config, "image_size") and not hasattr(config, "vocab_size"):
-        return f"numbers (batch, length, {config.in_features}) of `{entry.name}`"
+        return f"numbers (batch, length, {config.in_features}) for `{entry.name}`"
     if not hasattr(config, "image_size"):
-        return f"tokens (batch, length), of {config.vocab_size} of `{entry.name}`"
+        return f"tokens (batch, length), a vocabulary of {config.vocab_size} for `{entry.name}`"
     prepare = zoo.preprocess(entry.name)
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (prepare.mean, prepare.std))
     crop = f"{prepare.crop_mode} crop of {prepare.crop_fraction:.4g}, {prepare.interpolation}"

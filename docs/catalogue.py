@@ -1,7 +1,7 @@
 """The tables of what is in the zoo, generated from the registries: ``python -m docs.catalogue --write README.md``.
 
-Tables are between ``<!-- catalogue:NAME -->`` and ``<!-- end -->`` markers, and a test fails when they
-differ from what the code gives.
+Tables are between ``<!-- catalogue:NAME -->`` and ``<!-- end -->`` markers, and a test fails when they differ from what
+the code generates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def first_paragraph(thing: object) -> str:
 
 @functools.cache
 def built(name: str) -> Any:
-    """A model with shapes for arrays, built once for all pages."""
+    """A model with shapes in place of arrays, built once for all pages."""
     return create_abstract(name)
 
 
@@ -70,7 +70,7 @@ def module_of(family: str) -> ModuleType:
 
 
 def models() -> str:
-    """One row an architecture: its paper, how many models it has, and one of them with its size."""
+    """One row for each architecture: its paper, its number of models, and one of them with its size."""
     families: dict[str, list[Variant]] = {}
     for name in zoo.list_models():
         families.setdefault(variant(name).family, []).append(variant(name))
@@ -83,7 +83,7 @@ def models() -> str:
 
 
 def mixers() -> str:
-    """One row a mixer: where it runs."""
+    """One row for each mixer: its layouts, directions, streaming and handling of packed documents."""
     rows = []
     for name in layers.list_mixers():
         cls = layers.mixer_class(name)
@@ -94,11 +94,11 @@ def mixers() -> str:
         )
         streaming = cls.streaming if cls.supports_causal else ""
         rows.append([f"`{name}`", first_paragraph(cls), ", ".join(cls.layouts), sight, streaming, documents(name)])
-    return table(["mixer", "what it is", "takes", "sees", "streaming", "documents of a row"], rows)
+    return table(["mixer", "what it is", "takes", "direction", "streaming", "packed documents"], rows)
 
 
 def reductions() -> str:
-    """One row a reduction: what it leaves of a grid."""
+    """One row for each reduction: the tokens it leaves of a grid."""
     rows = []
     for name in layers.list_reductions():
         reduction = nnx.eval_shape(
@@ -111,7 +111,7 @@ def reductions() -> str:
 
 
 def documents(name: str) -> str:
-    """What a mixer of sequences makes of documents that share a row, with its default options."""
+    """How a sequence mixer with its default options handles documents packed into one row."""
     cls = layers.mixer_class(name)
     if "sequence" not in cls.layouts:
         return ""
@@ -124,7 +124,7 @@ def documents(name: str) -> str:
 
 
 def ops() -> str:
-    """One row an op: which implementation serves which hardware, in order of preference."""
+    """One row for each op: its implementations and their hardware, in order of preference."""
     rows = []
     for name, op in sorted(dispatch.OPS.items()):
         served = "; ".join(
@@ -135,7 +135,7 @@ def ops() -> str:
 
 
 def task_table() -> str:
-    """One row a task."""
+    """One row for each task."""
     return table(
         ["task", "what it is"], [[f"`{name}`", first_paragraph(tasks.lookup(name))] for name in tasks.list_tasks()]
     )
@@ -145,7 +145,7 @@ TABLES = {"models": models, "mixers": mixers, "reductions": reductions, "ops": o
 
 
 def refresh(text: str) -> str:
-    """``text`` with every marked table made again."""
+    """``text`` with every marked table regenerated."""
     return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
 
 

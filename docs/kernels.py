@@ -17,33 +17,34 @@ GPU_RESULTS = (HOME / "benchmarks" / "results" / "h200", HOME / "benchmarks" / "
 DEVICES = {"h100": "H100", "v5e": "TPU v5e", "v6e": "TPU v6e"}
 HEAD = """# Kernels: on a GPU, and compiled
 
-Written by `python -m docs.kernels` from what `python -m benchmarks.gpu` and `python -m benchmarks.kernels` wrote under
-`benchmarks/results`; not edited by hand. Outputs and all gradients of every op, at the shapes that its `cases.py`
-names, in bfloat16, were compiled by the devices' own compilers, with none of the devices present: so there is no time
-in those tables. Operations and bytes are those that the kernels declare from their tiling (`pl.CostEstimate`), forward
-and backward together. Registers are a thread's where it starts; in kernels of three warpgroups the two that multiply
-then take 240, and the one that copies keeps 24. Where a row names no kernel, XLA's form serves the shape, for the
-reason given.
+Written by `python -m docs.kernels` from the files that `python -m benchmarks.gpu` and `python -m benchmarks.kernels`
+write under `benchmarks/results`; not edited by hand. The outputs and all gradients of every op, in bfloat16 and at the
+shapes of its `cases.py`, were compiled by the devices' own compilers without the devices, so the tables of compiled
+kernels have no times. Operations and bytes are those that the kernels declare from their tiling (`pl.CostEstimate`),
+forward and backward together. Registers are per thread at the start of the kernel; in kernels of three warpgroups the
+two that multiply then take 240, and the one that copies keeps 24. Where a row names no kernel, XLA's form serves the
+shape, for the reason given.
 """
 RUN = """
 ## On a GPU: right?
 
-`python -m benchmarks.gpu correct` compares outputs and all gradients with float64 on the inputs as the kernels get them
-(16-bit for attention and the recurrences with matrices for states). A row is right where no relative error, max|a - b|
-/ max|b|, is above 2^-6. Rows that a kernel does not serve are XLA's; rows that are wrong are listed, with their largest
-error.
+`python -m benchmarks.gpu correct` compares outputs and all gradients with float64, computed from the inputs as the
+kernels receive them (rounded to 16 bits for attention and the recurrences with matrix states). A row is right if no
+relative error, max|a - b| / max|b|, is above 2^-6. XLA computes the rows that no kernel serves; wrong rows are listed
+with their largest error.
 """
 TIMES = """
 ## On a GPU: how fast?
 
-`python -m benchmarks.gpu time`: milliseconds of calls queued one after another, the contestants in turns, median of
-five. "gradient" is outputs and all gradients. The ratio is the best peer's time over ours: above 1, ours is faster. The
-share is the time that the least work takes at the ceilings measured in the same run, over ours.
+`python -m benchmarks.gpu time`: milliseconds per call, with calls queued one after another and the contestants taking
+turns; the median of five. "gradient" is the outputs and all gradients. The ratio is the best peer's time divided by
+ours: above 1, ours is faster. The share of the floor is the time that the least possible work takes at the ceilings
+measured in the same run, divided by our time.
 """
 
 
 def _kernel(found: dict[str, Any]) -> str:
-    """A kernel and what it takes."""
+    """A kernel and the resources it uses."""
     parts = []
     if "registers" in found:
         parts += [f"{found['registers']} registers", f"{found['shared_bytes'] / 1024:.0f} KiB shared"]
@@ -68,7 +69,7 @@ def section(device: str, rows: list[dict[str, Any]]) -> str:
 
 
 def correctness(report: dict[str, Any]) -> str:
-    """What was right, wrong and refused on a device, by op."""
+    """What was right, wrong and not served on a device, by op."""
     lines = []
     for op in dict.fromkeys(row["op"] for row in report["correctness"]):
         rows = [row for row in report["correctness"] if row["op"] == op]
@@ -95,7 +96,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def times(reports: list[dict[str, Any]]) -> str:
-    """Milliseconds compared with the peers, by op."""
+    """Times compared with the peers, by op."""
     lines = []
     for report in reports:
         op = next(key for key in report if key in OPS)
@@ -104,7 +105,7 @@ def times(reports: list[dict[str, Any]]) -> str:
                 found = row.get(way, {})
                 if "ms" not in found:
                     reason = found.get("fault") or (
-                        "the kernel is wrong" if row.get("wrong") else "not reached in the time there was"
+                        "the kernel is wrong" if row.get("wrong") else "not reached in the time given"
                     )
                     lines.append([op, row["problem"], way, reason, "", "", ""])
                     continue
@@ -130,7 +131,7 @@ def times(reports: list[dict[str, Any]]) -> str:
 
 
 def absent(reports: list[dict[str, Any]]) -> str:
-    """Why peers that compute a problem are missing from its row."""
+    """Why peers are missing from the row of a problem that they could compute."""
     places: dict[str, list[str]] = {}
     for report in reports:
         op = next(key for key in report if key in OPS)
@@ -142,7 +143,7 @@ def absent(reports: list[dict[str, Any]]) -> str:
 
 
 def on_devices() -> list[str]:
-    """A section for each GPU that kernels have run on."""
+    """The sections of each GPU that kernels have run on."""
     sections = []
     for folder in GPU_RESULTS:
         if (folder / "correctness.json").exists():

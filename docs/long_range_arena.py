@@ -23,21 +23,21 @@ FORMS = {
 }
 HEAD = """# Long Range Arena
 
-Written by `python -m docs.long_range_arena` from what `python -m benchmarks.long_range_arena` wrote under
+Written by `python -m docs.long_range_arena` from the files that `python -m benchmarks.long_range_arena` writes under
 `benchmarks/results`; not edited by hand. The benchmark is that of Y. Tay et al. (arXiv:2011.04006).
 
-One encoder, the same data, steps and learning rate; only the mixer differs, with its default options, and the MLP makes
-up for its parameters. Nothing is tuned for one of them: a figure says what so many steps teach, not what a mixer can
-do. The quick form shows that everything runs and what a step costs; its accuracy is that of a model that has hardly
-begun to learn.
+All mixers share one encoder, the same data, number of steps and learning rate; only the mixer differs, with its default
+options, and the width of the MLP is chosen so that the number of parameters stays the same. Nothing is tuned for a
+single mixer: a figure shows what this many steps teach, not what a mixer can reach. The quick form shows that
+everything runs and what a step costs; its accuracy is that of a model that has hardly begun to learn.
 
 `python train.py --config=configs/long_range_arena.py:PART,mixer=NAME` trains one by the authors' recipe. Published
-accuracy of their Transformer, per cent: ListOps 36.37, text 64.27, retrieval 57.46, image 42.44, pathfinder 71.40.
+accuracy of their Transformer, in percent: ListOps 36.37, text 64.27, retrieval 57.46, image 42.44, pathfinder 71.40.
 """
 
 
 def lines_of(rows: list[dict[str, Any]], task: str) -> list[list[str]]:
-    """A line for each mixer, the best first."""
+    """A table line for each mixer, the best first."""
     lines = []
     for one in standings(rows, task):
         if not one.figures:
@@ -55,20 +55,21 @@ def lines_of(rows: list[dict[str, Any]], task: str) -> list[list[str]]:
 
 
 def section(report: dict[str, Any], name: str, platform: str) -> str:
-    """A form of the benchmark on a platform."""
+    """The section of one form of the benchmark on one platform."""
     rows, (title, option) = report["rows"], FORMS[name]
     missing = report["rows_asked_for"] - len(rows)
     loads = [row["load_average"] for row in rows]
-    counted = f"{len(rows)} rows were measured" + (f", {missing} of those asked for were not" if missing > 0 else "")
+    counted = f"{len(rows)} rows were measured" + (f", {missing} of those requested were not" if missing > 0 else "")
     command = f"python -m benchmarks.long_range_arena {option}".rstrip()
     parts = [
         f"## {title}, {platform}\n",
         f"`{command}` on {report['cores']} cores and {report['device']}, jax {report['jax']}: {counted}. "
-        f"Load average {min(loads):.1f} to {max(loads):.1f}: above the cores, steps are slower than they need be.\n",
+        f"Load average {min(loads):.1f} to {max(loads):.1f}: above the number of cores, "
+        "steps are slower than on an idle machine.\n",
     ]
     if platform == "cpu":
         parts.append(f"![Accuracy of each mixer]({(PICTURES / f'{name}.svg').relative_to(PAGE.parent)})\n")
-    head = ["mixer", "accuracy", "seeds", "parameters", "over attention's", "steps a second", "peak memory, MiB"]
+    head = ["mixer", "accuracy", "seeds", "parameters", "over attention's", "steps per second", "peak memory, MiB"]
     for task in dict.fromkeys(row["job"]["task"] for row in rows):
         on, own = problem(task), [row for row in rows if row["job"]["task"] == task]
         steps = " or ".join(map(str, sorted({row["job"]["steps"] for row in own})))
@@ -79,7 +80,7 @@ def section(report: dict[str, Any], name: str, platform: str) -> str:
 
 
 def page() -> str:
-    """All of the page: a section for each file that is there."""
+    """All of the page: a section for each result file."""
     found = [(name, path) for name in FORMS for path in sorted(RESULTS.glob(f"*/{name}.json"))]
     parts = [section(json.loads(path.read_text()), name, path.parent.name) for name, path in found]
     absent = [FORMS[name] for name in FORMS if name not in {name for name, _ in found}]

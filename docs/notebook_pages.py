@@ -1,4 +1,4 @@
-"""A hook of mkdocs: every notebook is a page of the site, with its outputs as they were committed."""
+"""A mkdocs hook: every notebook becomes a page of the site, with its outputs as committed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def page(stem: str, notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Markdown of a notebook, and the pictures that it shows, by name.
+    """The Markdown of a notebook, and the pictures that it shows, by name.
 
     Args:
-      stem: name of its file without the ending.
-      notebook: its content, of format 4.
+      stem: name of its file without the suffix.
+      notebook: its content, in nbformat 4.
     """
     parts, pictures = [], {}
     for cell in notebook["cells"]:
@@ -46,7 +46,7 @@ def page(stem: str, notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 name = f"{stem}_{len(pictures)}.png"
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![What the cell above draws]({name})")
+                parts.append(f"![The output of the cell above]({name})")
             elif text := "".join(data["text/plain"]).strip("\n"):
                 parts.append(_fenced(text, "text"))
     parts.insert(1, f"*This page is `notebooks/{stem}.ipynb`, with its outputs.*")

@@ -1,9 +1,9 @@
-"""The catalogue of the roster: every paper, what the zoo owes it, and what of that is there. ``python -m docs.papers``
+"""The catalogue of papers: what each requires of the zoo, and which of that is implemented. ``python -m docs.papers``
 writes docs/papers.md.
 
-What is owed stands in docs/papers.tsv, a row a paper; nothing there says what is done. What is done is what the
-registries and the results hold: whatever is registered names the rows that it implements (``paper``), and a row is
-"there" once all that it is owed is found.
+The requirements are in docs/papers.tsv, one row for each paper; nothing there says what is done. What is done is read
+from the registries and the results: everything registered names the rows that it implements (``paper``), and a row is
+complete ("there") once everything required is found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROSTER = HOME / "docs" / "papers.tsv"
 WEIGHTS = HOME / "docs" / "weights.md"
 PAGE = HOME / "docs" / "papers.md"
 VERDICTS = {True: "holds", False: "**does not hold here**", None: "not judged"}
-# What belongs to a paper and no registry lists.
+# Parts of papers that no registry lists.
 FUNCTIONS = {
     17: ("block", "layers.subspace_attention:SubspaceAttention"),
     25: ("block", "layers.efficient_local_attention:EfficientLocalAttention"),
@@ -44,21 +44,28 @@ FUNCTIONS = {
     202: ("training", "tasks.denoising:Denoising"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),
 }
-HEAD = """# The roster: papers, and what of them is here
+LABELS = {
+    "there": "complete",
+    "partly": "partial",
+    "not yet": "not yet implemented",
+    "nothing to build": "with nothing to build",
+}
+HEAD = """# The roster: papers, and what of them is implemented
 
 Written by `python -m docs.papers` from the registries, docs/weights.md and `benchmarks/results`; not edited by hand.
-What a paper is owed is in `docs/papers.tsv`: a mixer, an architecture, a kernel, a claim that is checked, and so on,
-each with the name it must have where one is named. It is found where something registered says that it implements the
-paper: a kernel is an implementation written for an accelerator, and what is owed over devices is a form that the
-checks compare with one device. "There" is all of it, "partly" some of it or something beside it, "not yet" nothing.
-That a part is found does not say that it has every option of the paper: its docstring does.
+`docs/papers.tsv` lists what is required for each paper: a mixer, an architecture, a kernel, a claim that is checked,
+and so on, with the name it must have where one is given. A part counts as found where something registered says that it
+implements the paper. A kernel is an implementation written for an accelerator; "devices" is an implementation over
+several devices that the tests compare with one device. Papers are complete, partial (some required parts are found, or
+something related), or not yet implemented. That a part is found does not mean that it has every option of the paper:
+its docstring says which it has.
 
-Forms of a mixer: "whole" a sequence at once, "chunk" and "step" piece by piece with a state, equal to the whole in
-the checks of every mixer, "packed" with documents of a row apart, "devices" with the sequence split over them. Under
-"compared with" is what docs/weights.md lists: "live" runs the reference, "recorded" has its numbers; and on which GPU
-calls of the paper's op ran, and how many were right. Where there is none, the checks compare the forms with each
-other and ops with their equations. A claim is a measured one about the paper, with the verdict of
-[results.md](results.md).
+Forms of a mixer: "whole" is a sequence at once; "chunk" and "step" are piece by piece with a state, tested to equal
+"whole" for every mixer; "packed" is with the documents of a row kept apart; "devices" is with the sequence split over
+devices. "Compared with" lists the references of docs/weights.md ("live" runs the reference, "recorded" has its
+numbers), and the GPUs on which calls of the paper's op ran, with the number that were right. Where it is empty, the
+tests compare the forms with each other and ops with their equations. A claim is a measured one about the paper, with
+the verdict of [results.md](results.md).
 """
 
 
@@ -68,10 +75,10 @@ class Paper:
 
     Attributes:
       row: its number.
-      tier: in which order it comes, 1 first.
+      tier: its priority, 1 first.
       name, title: of the paper.
-      owed: (kind, name), of which a name is empty where any will do.
-      what: it is.
+      owed: the required parts, (kind, name) each; the name is empty where any will do.
+      what: a description of the paper.
     """
 
     row: int
@@ -84,13 +91,13 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Something of the zoo that implements a paper.
+    """Something in the zoo that implements a paper.
 
     Attributes:
-      kind: as in what is owed.
-      name: by which it is registered.
-      module: where it is written.
-      note: what is known of it: the forms of a mixer, the verdict of a claim.
+      kind: as in ``Paper.owed``.
+      name: under which it is registered.
+      module: where it is defined.
+      note: the forms of a mixer, or the verdict of a claim.
     """
 
     kind: str
@@ -113,7 +120,7 @@ def roster() -> list[Paper]:
 
 
 def forms(name: str) -> str:
-    """The forms in which a mixer mixes."""
+    """The forms in which a mixer can be run."""
     cls = layers.mixer_class(name)
     have = {
         "chunk": cls.supports_causal,
@@ -129,7 +136,11 @@ def _split(name: str) -> bool:
 
 
 def parts() -> Iterator[tuple[int, Part]]:
-    """(row, part) for all that names a paper."""
+    """(row, part) for everything that names a paper.
+
+    Raises:
+      ValueError: FUNCTIONS names something that does not exist.
+    """
     for name in layers.list_mixers():
         cls = layers.mixer_class(name)
         for row in cls.paper:
@@ -173,7 +184,7 @@ def _families() -> list[tuple[str, tuple[int, ...]]]:
 
 @functools.cache
 def comparisons() -> dict[int, list[str]]:
-    """By row of the roster, the references that docs/weights.md compares it with."""
+    """The references that docs/weights.md compares with, by row of the roster."""
     found: dict[int, dict[str, None]] = {}
     for what, reference, kind in re.findall(
         r"^\| (.+?) \| (.+?) \| (live|recorded) \|", WEIGHTS.read_text(), re.MULTILINE
@@ -184,7 +195,7 @@ def comparisons() -> dict[int, list[str]]:
         elif part.startswith("(op"):
             rows = {row for implementation in dispatch.OPS[name].implementations for row in implementation.paper}
         else:
-            # Some stand there for all of one size, as longvit_small for longvit_small_patch32_1024.
+            # Some names there stand for all models of one size, such as longvit_small for longvit_small_patch32_1024.
             models = [name] if name in zoo.list_models() else zoo.list_models(f"{name}_*")
             rows = {row for model in models for row in variant(model).paper}
         for row in rows:
@@ -194,7 +205,7 @@ def comparisons() -> dict[int, list[str]]:
 
 @functools.cache
 def on_gpu(op: str) -> str:
-    """How many of an op's calls its kernels computed right on GPUs; empty where none ran."""
+    """How many calls of an op its kernels computed correctly on GPUs; empty where none ran."""
     lines = []
     for folder in GPU_RESULTS:
         if (path := folder / "correctness.json").exists():
@@ -209,14 +220,14 @@ def on_gpu(op: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A paper, the parts found of it, and what is missing of what it is owed."""
+    """A paper, the parts found for it, and which required parts are missing."""
 
     paper: Paper
     parts: tuple[Part, ...]
 
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
-        """(kind, name) of what is owed and not found."""
+        """(kind, name) of each required part that was not found."""
         return tuple(
             (kind, name)
             for kind, name in self.paper.owed
@@ -232,10 +243,10 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All papers with what is found of them.
+    """All papers with the parts found for them.
 
     Raises:
-      ValueError: something says that it implements a row which is not in the roster, or which is owed nothing.
+      ValueError: something names a row as its paper that is not in the roster, or for which nothing is required.
     """
     found: dict[int, list[Part]] = {}
     for row, part in parts():
@@ -243,8 +254,8 @@ def entries() -> list[Entry]:
     papers = roster()
     if stray := sorted(set(found) - {paper.row for paper in papers if paper.owed}):
         raise ValueError(
-            f"{found[stray[0]][0].module} names row {stray[0]} as its paper: docs/papers.tsv has no such row, or owes "
-            f"it nothing"
+            f"{found[stray[0]][0].module} names row {stray[0]} as its paper: docs/papers.tsv has no such row, or "
+            f"requires nothing for it"
         )
     return [Entry(paper, tuple(found.get(paper.row, ()))) for paper in papers]
 
@@ -254,7 +265,7 @@ def _listed(items: tuple[tuple[str, str], ...]) -> str:
 
 
 def _places(entry: Entry) -> str:
-    """Where the parts live, those of one module and kind together."""
+    """Where the parts are defined, those of one module and kind together."""
     together: dict[tuple[str, str], list[str]] = {}
     for part in entry.parts:
         if part.kind != "claim" and (part.kind, part.name) not in {("devices", name) for name in layers.list_mixers()}:
@@ -263,7 +274,7 @@ def _places(entry: Entry) -> str:
 
 
 def _found(entry: Entry) -> list[str]:
-    """The cells of a paper of which something is there."""
+    """The cells of a paper of which something is implemented."""
     paper = entry.paper
     claims = [f"`{part.name}`: {part.note}" for part in entry.parts if part.kind == "claim"]
     mixed = [f"`{part.name}`: {part.note}" for part in entry.parts if part.kind == "mixer"]
@@ -281,8 +292,8 @@ def page() -> str:
     states: dict[str, list[Entry]] = {"there": [], "partly": [], "not yet": [], "nothing to build": []}
     for entry in entries():
         states[entry.state].append(entry)
-    counts = ", ".join(f"{len(found)} {state}" for state, found in states.items())
-    head = ["row", "paper", "owed", "where it lives", "forms", "compared with", "claim"]
+    counts = ", ".join(f"{len(found)} {LABELS[state]}" for state, found in states.items())
+    head = ["row", "paper", "required", "where it is", "forms", "compared with", "claim"]
     partly = [[*_found(entry)[:3], f"**{_listed(entry.missing)}**", *_found(entry)[3:]] for entry in states["partly"]]
     later = [[*_named(entry.paper), entry.paper.tier, entry.paper.what] for entry in states["not yet"]]
     nothing = [
@@ -293,16 +304,16 @@ def page() -> str:
         [
             HEAD,
             f"**Of {sum(map(len, states.values()))} papers: {counts}.** {_by_tier(states)}\n",
-            f"## There\n\n{table(head, [_found(entry) for entry in states['there']])}",
-            f"## Partly\n\n{table([*head[:3], 'missing', *head[3:]], partly)}",
-            f"## Not yet\n\n{table(['row', 'paper', 'owed', 'tier', 'what it is'], later)}",
+            f"## Complete\n\n{table(head, [_found(entry) for entry in states['there']])}",
+            f"## Partial\n\n{table([*head[:3], 'missing', *head[3:]], partly)}",
+            f"## Not yet implemented\n\n{table(['row', 'paper', 'required', 'tier', 'what it is'], later)}",
             f"## Nothing to build\n\n{table(['row', 'paper', 'why'], nothing)}",
         ]
     )
 
 
 def _by_tier(states: dict[str, list[Entry]]) -> str:
-    """What is there of each tier."""
+    """How much of each tier is implemented."""
     tiers = sorted({entry.paper.tier for found in states.values() for entry in found if entry.paper.owed})
     there = {
         tier: [sum(entry.paper.tier == tier for entry in states[state]) for state in ("there", "partly", "not yet")]
@@ -310,7 +321,7 @@ def _by_tier(states: dict[str, list[Entry]]) -> str:
     }
     return (
         "; ".join(
-            f"tier {tier}: {done} there and {some} partly of {done + some + none}"
+            f"tier {tier}: {done} complete and {some} partial of {done + some + none}"
             for tier, (done, some, none) in there.items()
         )
         + "."

@@ -1,4 +1,4 @@
-"""The page of what was measured, from the files under benchmarks/results/: ``python -m docs.results`` writes
+"""The page of measured claims, from the files under benchmarks/results/: ``python -m docs.results`` writes
 docs/results.md, and the pictures of claims whose modules have a function ``draw``.
 """
 
@@ -22,15 +22,15 @@ LEFT_OUT = ("loss", "perplexity", "top5", "exact")
 VERDICTS = {
     True: "It holds here",
     False: "**It does not hold here**",
-    None: "Not judged, contestants or seeds are missing",
+    None: "Not judged: contestants or seeds are missing",
 }
 HEAD = """# Claims, measured
 
 Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row
-is a model, trained as the claim's module under `benchmarks/claims` says; figures are medians over the seeds named, with
-the extremes where there are several. Where a figure is missing it was not measured. Whether a claim holds is judged by
-medians, by what each section says is asked; where the extremes of two models overlap, these seeds do not tell them
-apart.
+is a model trained as defined by the claim's module under `benchmarks/claims`; figures are medians over the listed
+seeds, with the extremes where there are several. A missing figure was not measured. Whether a claim holds is decided on
+the medians, by the criterion given in each section; where the ranges of two models overlap, these seeds do not separate
+them.
 """
 
 
@@ -43,18 +43,18 @@ def _figure(rows: list[dict[str, Any]], name: str) -> str:
 
 
 def asked(name: str) -> str:
-    """What is asked of the medians of a claim: its module's function ``verdict`` in words."""
+    """The criterion of a claim, applied to medians: the docstring of its module's function ``verdict``."""
     return " ".join(importlib.import_module(f"benchmarks.claims.{name}").verdict.__doc__.split())
 
 
 def picture(name: str) -> Path | None:
-    """Where the picture of a claim is; None where its module draws none."""
+    """The path of a claim's picture; None where its module draws none."""
     drawn = hasattr(importlib.import_module(f"benchmarks.claims.{name}"), "draw")
     return PICTURES / f"claim_{name}.svg" if drawn else None
 
 
 def section(report: dict[str, Any]) -> str:
-    """A claim: what it says, whether it holds and by what, and its table."""
+    """A claim: what it says, whether it holds and by which criterion, and its table."""
     title, _, rest = report["claim"].partition(". ")
     rows = report["rows"]
     figures = [name for name in dict.fromkeys(name for row in rows for name in row["test"]) if name not in LEFT_OUT]
@@ -73,14 +73,14 @@ def section(report: dict[str, Any]) -> str:
                 "" if chance is None else f"{chance:.3f}",
             ]
         )
-    verdict = f"{VERDICTS[report['holds']]}. What is asked: {asked(report['name'])}"
+    verdict = f"{VERDICTS[report['holds']]}. Criterion: {asked(report['name'])}"
     drawn = picture(report["name"])
     shown = f"![{title}]({drawn.relative_to(PAGE.parent)})\n\n" if drawn else ""
     return f"## {title}\n\n{as_code(rest)}\n\n{verdict}\n\n{shown}{table(head, lines)}"
 
 
 def merged(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One report of each claim: that which is judged, with the rows that other files have of it."""
+    """One report for each claim: the one that is judged, with the rows that other files have of it."""
     claims: dict[str, dict[str, Any]] = {}
     for report in sorted(reports, key=lambda report: report["holds"] is None):
         first = claims.setdefault(report["name"], {**report, "rows": []})
@@ -89,12 +89,12 @@ def merged(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reports() -> list[dict[str, Any]]:
-    """One report of each claim that was measured."""
+    """One report for each claim that was measured."""
     return merged([json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))])
 
 
 def unmeasured() -> dict[str, str]:
-    """The claims that were not measured yet: what each says, by the name of its module."""
+    """The claims that were not measured yet: the first paragraph of each docstring, by the name of its module."""
     measured = {report["name"] for report in reports()}
     modules = {path.stem: path for path in sorted((HOME / "benchmarks" / "claims").glob("*.py"))}
     claims = {name: (ast.get_docstring(ast.parse(path.read_text())) or "") for name, path in modules.items()}
@@ -106,7 +106,7 @@ def unmeasured() -> dict[str, str]:
 
 
 def waiting() -> str:
-    """The section of the claims that were not measured yet; empty without any."""
+    """The section of the claims that were not measured yet; empty if there are none."""
     lines = [f"- `python -m benchmarks.claims.{name}`: {text}" for name, text in unmeasured().items()]
     return "\n".join(["## Not measured yet", "", *lines, ""]) if lines else ""
 

@@ -1,4 +1,4 @@
-"""References of docstrings, such as ``:class:`Name```, as code in the reference's pages (an extension of griffe)."""
+"""Shows references in docstrings, such as ``:class:`Name```, as code in the API reference (a griffe extension)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROLE = re.compile(r":(?:class|func|mod|meth|attr|data):`~?([^`]+)`")
 
 
 class Roles(griffe.Extension):
-    """Rewrites the docstring of everything that is read."""
+    """Rewrites the docstring of every object that griffe reads."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for each module, class, function and attribute."""

@@ -18,19 +18,20 @@ PAGE = HOME / "docs" / "side_by_side.md"
 FORMS = {"mixers": "All mixers", "mixers_quick": "Eight mixers, the quick form"}
 HEAD = """# Mixers side by side
 
-Written by `python -m docs.side_by_side` from what `python -m benchmarks.mixers` wrote under `benchmarks/results/cpu`;
-not edited by hand. [A how-to page](how_to/compare.md) says how to compare mixers of your own choice.
+Written by `python -m docs.side_by_side` from the files that `python -m benchmarks.mixers` writes under
+`benchmarks/results/cpu`; not edited by hand. [A how-to page](how_to/compare.md) shows how to compare mixers of your own
+choice.
 
-**Learning.** One backbone for tokens and one for images, two blocks of 64 features: only the mixer differs, with its
-default options. The MLP is as wide as gives a model the number of parameters of the one with plain attention; where a
-mixer alone has more, the whole model is narrower; "over attention's" is what is left. Data, steps, batches and learning
-rate are the same for all, and nothing is tuned for one of them: a figure says what so many steps teach, not what a
-mixer can do. Mixers that only look both ways, or take maps, read no tokens from left to right; images are read by all,
-by those that only look back in both directions.
+**Learning.** One backbone for tokens and one for images, two blocks of 64 features each: only the mixer differs, with
+its default options. The width of the MLP is chosen so that the model has as many parameters as the one with plain
+attention; where a mixer alone has more, the whole model is narrower. "over attention's" is the remaining difference.
+Data, number of steps, batch size and learning rate are the same for all, and nothing is tuned for a single mixer: a
+figure shows what this many steps teach, not what a mixer can reach. Mixers that are bidirectional only, or take maps,
+are left out of the causal token tasks. All mixers read images; causal ones read them in both directions.
 
-**Costs.** One layer of 256 features and four heads, causal where it can be, reads one row in float32, a square for
-mixers of maps. Operations are counted from the program, times are the least of several runs, and memory is what the
-compiled program takes, arguments and results included. Training is the gradient of the mean square.
+**Costs.** One layer of 256 features and four heads, causal where possible, reads one sequence in float32, or a square
+map for mixers of maps. Operations are counted in the program, times are the least of several runs, and memory is what
+the compiled program needs, including arguments and results. Training is the gradient of the mean square of the outputs.
 """
 Report = dict[str, Any]
 
@@ -41,7 +42,7 @@ def _load(rows: list[Report]) -> str:
 
 
 def learning(rows: list[Report], name: str) -> list[str]:
-    """What was learned: the picture, and a table for each task."""
+    """The section on learning: the picture, and a table for each task."""
     own = [row for row in rows if "task" in row["job"]]
     if not own:
         return ["Learning was not measured.\n"]
@@ -57,7 +58,7 @@ def learning(rows: list[Report], name: str) -> list[str]:
 
 
 def costs(rows: list[Report], name: str) -> list[str]:
-    """Costs against length: the picture, and a table of each pass."""
+    """The section on costs against length: the picture, and a table for each pass."""
     own = [row for row in rows if "length" in row["job"]]
     if not own:
         return ["Costs were not measured.\n"]
@@ -87,22 +88,22 @@ def _number(value: float) -> str:
 
 
 def section(report: Report, name: str) -> str:
-    """A form of the benchmark: what was run, and of what was asked for, what was not."""
+    """The section of one form of the benchmark, with how many of the requested rows were measured."""
     rows = report["rows"]
     missing = report["rows_asked_for"] - len(rows)
     counted = f"{len(rows)} rows were measured" + (
-        f", and {missing} of those asked for were not" if missing > 0 else ""
+        f", and {missing} of those requested were not" if missing > 0 else ""
     )
     command = f"python -m benchmarks.mixers{' --quick' if report['quick'] else ''}"
     text = (
         f"`{command}` on {report['cores']} cores, jax {report['jax']}: {counted}. "
-        f"Load average {_load(rows)}: above the cores, times are too long."
+        f"Load average {_load(rows)}: above the number of cores, times are too long."
     )
     return "\n".join([f"## {FORMS[name]}\n\n{text}\n", *learning(rows, name), *costs(rows, name)])
 
 
 def page() -> str:
-    """All of the page: a section for each file that is there."""
+    """All of the page: a section for each result file."""
     found = {name: RESULTS / f"{name}.json" for name in FORMS}
     parts = [section(json.loads(path.read_text()), name) for name, path in found.items() if path.exists()]
     absent = [name for name, path in found.items() if not path.exists()]

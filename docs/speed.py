@@ -15,9 +15,10 @@ PAGE = HOME / "docs" / "speed.md"
 HEAD = """# Speed on a CPU, measured
 
 Written by `python -m docs.speed` from the files under `benchmarks/results/cpu`; not edited by hand. Two cores, float32.
-Each row was measured in one run with its peer, in turn; milliseconds are the least of several runs. A ratio above 1
-says that ours is faster. Rows of one table can be of different days, and older than the code: compare along a row.
-Where a figure is missing the peer was not done in the time that the script gave it. Losses stay in the tables.
+Each row was measured in one run together with its peer, taking turns; times are the least of several runs, in
+milliseconds. A ratio above 1 means that ours is faster. Rows of one table may be from different days and older than the
+code: compare along a row. Where a figure is missing, the peer did not finish in the time that the script gave it.
+Losses stay in the tables.
 """
 Report = dict[str, Any]
 
@@ -27,7 +28,7 @@ def _number(value: float | None) -> str:
 
 
 def _load(report: Report) -> str:
-    """The state of the machine, where the report has it."""
+    """The load of the machine and its malloc settings, where the report has them."""
     load = f"; load average at the end {report['load_average_at_end']:.1f}" if "load_average_at_end" in report else ""
     return load + (
         f"; `GLIBC_TUNABLES={report['malloc']}` on both sides" if report.get("malloc", "default") != "default" else ""
@@ -35,7 +36,7 @@ def _load(report: Report) -> str:
 
 
 def vision(report: Report) -> str:
-    """Against timm and the authors' code."""
+    """Vision models compared with timm and the authors' code."""
     rows = []
     for name, row in report["milliseconds"].items():
         for what, label in (("forward", "forward"), ("training_step", "training step")):
@@ -50,7 +51,7 @@ def vision(report: Report) -> str:
     product = ""
     if all(rates.values()):
         product = (
-            f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and "
+            f" A matrix product by itself reached {max(rates['ours']):.0f}e9 operations per second in JAX and "
             f"{max(rates['eager']):.0f}e9 in PyTorch."
         )
     head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
@@ -60,7 +61,7 @@ def vision(report: Report) -> str:
 
 
 def mamba(report: Report) -> str:
-    """Against transformers' PyTorch path, and the products alone."""
+    """Mamba compared with transformers' PyTorch path, and with its matrix products alone."""
     rows = []
     for length, row in report["lengths"].items():
         for what, ours in row["ours_ms"].items():
@@ -69,7 +70,7 @@ def mamba(report: Report) -> str:
             theirs_shown = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
             before = ", ".join(map(_number, row.get("forward_over_products_before", [])))
             over = (
-                _number(row["forward_over_products"]) + (f" (runs before: {before})" if before else "")
+                _number(row["forward_over_products"]) + (f" (earlier runs: {before})" if before else "")
                 if what == "forward"
                 else ""
             )
@@ -82,7 +83,7 @@ def mamba(report: Report) -> str:
 
 
 def decoding(report: Report) -> str:
-    """Against transformers, and a floor of products alone."""
+    """Decoding compared with transformers, and with a floor of matrix products alone."""
     rows = []
     for name, row in report["rows"].items():
         other, asked = row.get("transformers_ms", {}), row["asked"]
@@ -94,21 +95,21 @@ def decoding(report: Report) -> str:
             [name, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
         )
     text = (
-        f"`python -m benchmarks.decoding`: new tokens after {report['prompt']} others, all rows of a batch a step, "
-        "greedy. The"
+        f"`python -m benchmarks.decoding`: greedy decoding after a prompt of {report['prompt']} tokens, one token for "
+        "every row of the batch in each step. The"
     )
     more = (
-        " floor is the model's matrix products alone, one after the other. Asked is 3 times transformers at batch 1 "
-        "and 2 times at"
+        " floor is the model's matrix products alone, one after the other. The target is 3 times the speed of "
+        "transformers at batch 1 and 2 times at"
     )
     more += " batch 16, or at most 1.25 times the floor."
-    head = ["model", "token, ms", "transformers, ms", "times", "floor, ms", "over the floor", ""]
+    head = ["model", "token, ms", "transformers, ms", "times", "floor, ms", "times the floor", ""]
     head += ["prompt, ms", "transformers, ms", "times"]
     return f"## Decoding\n\n{text}{more}\n\n{table(head, rows)}"
 
 
 def mixers(report: Report) -> str:
-    """Against flash-linear-attention's PyTorch code, with growth in length."""
+    """Recurrences compared with flash-linear-attention's PyTorch code, and their growth with length."""
     rows, others = [], []
     for name, row in report["rows"].items():
         if "asked" not in row:
@@ -121,13 +122,13 @@ def mixers(report: Report) -> str:
                 missed = "missed" if asked is not None and ratio < asked else ""
                 rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
     text = (
-        "`python -m benchmarks.mixers_speed`: 1 x 2048 tokens x 8 heads x 64, the op alone, beside the PyTorch code "
-        "of fla-core 0.6.0,"
+        "`python -m benchmarks.mixers_speed`: the op alone on 1 x 2048 tokens x 8 heads x 64, compared with the "
+        "PyTorch code of fla-core 0.6.0,"
     )
-    more = " token by token or in chunks, and beside our own reference, token by token in JAX."
-    more += " The last column is the exponent with which the gradient's memory grows, 2k to 32k tokens."
-    head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "asked", "", "memory"]
-    parts = [f"## The recurrences beside flash-linear-attention\n\n{text}{more}\n\n{table(head, rows)}"]
+    more = " token by token or in chunks, and with our own reference, token by token in JAX."
+    more += " The last column is the exponent with which the gradient's memory grows, from 2k to 32k tokens."
+    head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "target", "", "memory"]
+    parts = [f"## The recurrences compared with flash-linear-attention\n\n{text}{more}\n\n{table(head, rows)}"]
     if others:
         parts.append(table(["what", "", "measured"], others))
     return "\n".join(parts)
@@ -143,7 +144,7 @@ def _compact(found: Any) -> str:
 
 
 def titans(report: Report) -> str:
-    """In chunks against token by token, the same algorithm."""
+    """Memories: learning in chunks compared with token by token, the same algorithm."""
     rows = []
     for name, row in report["rows"].items():
         for what in ("forward", "gradient"):
@@ -151,11 +152,11 @@ def titans(report: Report) -> str:
             times = map(_number, (found["chunked_ms"], found["sequential_ms"], found["times_faster"]))
             rows.append([name, what, *times, f"{found['relative_difference']:.0e}"])
     text = (
-        f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: the same "
-        "algorithm both times."
+        f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: both forms "
+        "are the same algorithm."
     )
     text += (
-        " Moneta multiplies roundings, so that float32 does not determine its weights at this length (see the "
+        " Moneta amplifies rounding errors, so float32 does not determine its weights at this length (see the "
         "benchmark's docstring)."
     )
     return (
@@ -165,7 +166,7 @@ def titans(report: Report) -> str:
 
 
 def scaling(report: Report) -> str:
-    """Time and memory against length."""
+    """Time and memory against length, LongNet compared with dense attention."""
     forms = ("longnet", "dense")
     found = {form: {row["length"]: row for row in report[form]["rows"]} for form in forms}
     rows = []
@@ -190,7 +191,7 @@ def scaling(report: Report) -> str:
 
 
 def collectives(report: Report) -> str:
-    """Bytes that devices send."""
+    """Bytes that devices send each other."""
     found = report["bytes_sent_by_each_device"]
     lengths = list(next(iter(found.values())))
     rows = [
@@ -203,8 +204,8 @@ def collectives(report: Report) -> str:
         "training step, as compiled."
     )
     more = (
-        "The sum of the parameters' gradients is in every row. Where a memory is handed over, devices stand idle: "
-        f"{idle}."
+        "Every row includes the sum of the parameters' gradients. Where a memory is handed from device to device, each "
+        f"device is idle for part of the time: {idle}."
     )
     return (
         f"## Sequences split over devices\n\n{text} {more}\n\n"
@@ -234,13 +235,15 @@ def startup(report: Report) -> str:
                 stages.append([name, f"{side}: {each['stopped']}", *[""] * 5])
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     commits = sorted({row["baseline_commit"] for row in report["rows"].values() if "baseline_commit" in row})
-    text = f"`python -m benchmarks.startup`, {versions}{_load(report)}. CPU seconds, wall seconds in brackets."
-    more = f"Before is commit {', '.join(commits)}; the peer is timm or transformers, eager. Ratios are of CPU seconds."
+    text = f"`python -m benchmarks.startup`, {versions}{_load(report)}. CPU seconds, wall-clock seconds in parentheses."
+    more = (
+        f'"Before" is commit {", ".join(commits)}; the peer is timm or transformers, eager. Ratios are of CPU seconds.'
+    )
     head = ["model", "", "ours", "before", "peer", "times before", "times the peer"]
     parts = [f"## Until a model runs\n\n{text} {more}\n\n{table(head, stages)}"]
     if loaded:
         head = ["a file of ViT-B", "ours", "before", "peak over its parameters", "before"]
-        parts.append(f"Peaks are of memory beyond what the process held before.\n\n{table(head, loaded)}")
+        parts.append(f"Peak is the memory in addition to what the process held before.\n\n{table(head, loaded)}")
     return "\n".join(parts)
 
 
@@ -274,12 +277,12 @@ def convolutions(report: Report) -> str:
     head = ["op", "taps a side", "chosen", *forms, "times nnx.Conv"]
     text = f"`python -m benchmarks.convolutions`, jax {report['jax']}{_load(report)}: the gradient of one layer,"
     more = "64 channels and a batch of 8, on a grid of 28x28 or a causal sequence of its 784 positions."
-    more += " Milliseconds, and CPU seconds of tracing and compiling in brackets."
+    more += " Milliseconds, and CPU seconds of tracing and compiling in parentheses."
     return f"## Depth-wise and short convolutions\n\n{text} {more}\n\n{table(head, rows)}"
 
 
 def quantization(report: Report) -> str:
-    """Weights in fewer bits against float32."""
+    """Weights in fewer bits compared with float32."""
     rows = []
     for name, row in report["rows"].items():
         plain = row["bytes"]["float32"]
@@ -291,18 +294,18 @@ def quantization(report: Report) -> str:
             rows.append([name, label, *held, _number(rate), *map(_number, cells)])
     versions = next(iter(report["rows"].values()))["versions"]
     text = (
-        f"`python -m benchmarks.quantization`, jax {versions['jax']}: `zoo.quantize(model, ...)` beside the same model "
-        f"in float32, in turn, random weights, greedy after {report['prompt']} tokens of prompt, computation in "
-        'float32. On a CPU a float32 copy stays in memory unless `keep_float=False` is given, here "no copy". The '
-        'last contestant has `param_dtype="bfloat16"`, which XLA widens where it likes.'
+        f"`python -m benchmarks.quantization`, jax {versions['jax']}: `zoo.quantize(model, ...)` compared with the "
+        f"same model in float32, taking turns; random weights, greedy decoding after a prompt of {report['prompt']} "
+        "tokens, computation in float32. On a CPU a float32 copy stays in memory unless `keep_float=False` "
+        'is given, here "no copy". The last contestant has `param_dtype="bfloat16"`, which XLA widens as it chooses.'
     )
-    head = ["model", "weights", "file, MB", "times smaller", "memory, MB", "tokens a second", "times float32"]
+    head = ["model", "weights", "file, MB", "times smaller", "memory, MB", "tokens per second", "times float32"]
     head += ["prompt, ms", "times float32"]
     return f"## Smaller weights\n\n{text}\n\n{table(head, rows)}"
 
 
 def rematerialization(report: Report) -> str:
-    """The policies of rematerialization against none."""
+    """The rematerialization policies compared with none."""
     asked = ((0.7, 1.15), (0.4, 1.4))
     rows = []
     for name, row in report["rows"].items():
@@ -312,9 +315,9 @@ def rematerialization(report: Report) -> str:
             met = [f"{peak}" for peak, time in asked if cells[1] <= peak and cells[3] <= time]
             rows.append([name, size, form, *map(_number, cells), ", ".join(met)])
     text = (
-        "`python -m benchmarks.rematerialization`: the gradient of a model as it is made, and with each policy, which "
-        "on a CPU needs `scan=True` under jax 0.10. The peak is what the compiled program needs, parameters and "
-        "gradients included. Asked are 0.7 of the peak in 1.15 times the time by one policy, and 0.4 in 1.4 times by "
+        "`python -m benchmarks.rematerialization`: the gradient of a model as made, and with each policy, which on a "
+        "CPU needs `scan=True` under jax 0.10. The peak is what the compiled program needs, parameters and gradients "
+        "included. The targets are 0.7 of the peak in 1.15 times the time with one policy, and 0.4 in 1.4 times with "
         "another; the last column says which of the two a policy meets."
     )
     head = ["model", "batch", "`remat`", "peak, MiB", "of the peak", "step, ms", "times the step", "meets"]

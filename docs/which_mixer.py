@@ -1,8 +1,8 @@
 """The page that helps to choose a mixer, and its picture: ``python -m docs.which_mixer`` writes docs/which_mixer.md and
 docs/pictures/operations.svg.
 
-All of it, the list at its top too, is made of what ``python -m benchmarks.counted`` counted, what the registry
-declares, and the verdicts of the claims.
+All of it, including the list at its top, is generated from the counts of ``python -m benchmarks.counted``, the
+declarations of the registry, and the verdicts of the claims.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ PICTURE = HOME / "docs" / "pictures" / "operations.svg"
 HEAD = """# Which mixer?
 
 Written by `python -m docs.which_mixer` from `benchmarks/results/counted/mixers.json`, the registry and the claims; not
-edited by hand. Every figure is of one layer of {features} features and {heads} heads with its default options, causal
-where it can be, for one row of float32. Operations are counted from the program that a CPU gets (arithmetic,
-comparisons and moves of a forward pass), not timed: [speed.md](speed.md) and [kernels.md](kernels.md) have times. A
-map has the same number of tokens as a sequence, in a square.
+edited by hand. Every figure is for one layer of {features} features and {heads} heads with its default options, causal
+where possible, and one sequence in float32. Operations are counted in the program for a CPU (arithmetic, comparisons
+and data movement of a forward pass), not timed: [speed.md](speed.md) and [kernels.md](kernels.md) have times. A mixer
+of maps is given a square map with the same number of tokens.
 """
 Report = dict[str, Any]
 Row = dict[str, Any]
 
 
 def load() -> Report:
-    """What was counted."""
+    """The report of counts that ``benchmarks.counted`` wrote."""
     report: Report = json.loads(RESULTS.read_text())
     return report
 
 
 def wraps(name: str) -> bool:
-    """Whether a mixer is made of other mixers: its figures are those of attention inside it."""
+    """Whether a mixer is made of other mixers: its figures are then those with attention inside it."""
     return bool(accepted(layers.mixer_class(name))[0] & {"inner", "branches"})
 
 
@@ -57,12 +57,12 @@ def on_map(name: str) -> bool:
 
 
 def constant(row: Row) -> bool:
-    """Whether a state is as large for the longest sequence as for the shortest."""
+    """Whether the state is as large for the longest sequence as for the shortest."""
     return bool(row["state_bytes"]) and row["state_bytes"][0] == row["state_bytes"][-1]
 
 
 def size(count: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes in readable units."""
     for unit, least in (("MiB", 2**20), ("KiB", 2**10)):
         if count >= least:
             return f"{count / least:.3g} {unit}" if count < 1000 * least else f"{count / least:,.0f} {unit}"
@@ -101,7 +101,7 @@ def claims() -> dict[str, tuple[str, bool | None]]:
 
 
 def _names(rows: dict[str, Row], figure: Callable[[Row], float], show: Callable[[Row], str]) -> str:
-    """Mixers by a figure, the least first, with the figure; those of one figure together."""
+    """Mixers in ascending order of a figure, with the figure; mixers with the same shown figure are grouped."""
     together: dict[str, list[str]] = {}
     for name in sorted(rows, key=lambda name: (figure(rows[name]), name)):
         together.setdefault(show(rows[name]), []).append(f"`{name}`")
@@ -109,7 +109,7 @@ def _names(rows: dict[str, Row], figure: Callable[[Row], float], show: Callable[
 
 
 def decisions(report: Report) -> list[str]:
-    """The list at the top, each entry drawn from the figures below it."""
+    """The entries of the list at the top, each derived from the figures of the report."""
     lengths = report["lengths"]
     own = {name: row for name, row in report["mixers"].items() if not wraps(name)}
     maps = {name: row for name, row in own.items() if on_map(name)}
@@ -137,29 +137,27 @@ def decisions(report: Report) -> list[str]:
     refused = [name for name in sequences if not documents(name).startswith("apart")]
     bare = {name: row for name, row in own.items() if not _kernels(row)}
     return [
-        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers "
-        "of exponent 1:"
-        f" {steps} tokens. Up to where that is about 1, its operations are no reason to leave it.",
-        f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: "
+        f"**Does length matter?** Compared with the median of the {len(linear)} causal mixers of exponent 1, "
+        f"`attention` needs this multiple of their operations: {steps} tokens. Up to the length where the multiple is about 1, "
+        "operations are no reason to replace it.",
+        f"**Images and other maps.** In order of 10^9 operations at 64 x 64 tokens, the fewest first: "
         f"{_names(maps, at_middle, described)}."
         f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. "
-        f"`row_major`, `scan_2d`,"
-        " `windowed` and `grid` bring any mixer of sequences to a map.",
-        f"**All of a sequence at once, seen from both ends.** With exponent 1: "
+        f"`row_major`, `scan_2d`, `windowed` and `grid` apply any sequence mixer to a map.",
+        f"**Whole sequences, bidirectional.** With exponent 1: "
         f"{all_of({n: r for n, r in both.items() if r['exponent'] == 1})};"
-        f" above: {all_of({n: r for n, r in both.items() if r['exponent'] > 1})}. `bidirectional` makes one of any "
-        f"causal mixer.",
-        "**One token after another, in constant memory.** The state of a row is as large for 16,384 tokens as for 256:"
+        f" above 1: {all_of({n: r for n, r in both.items() if r['exponent'] > 1})}. `bidirectional` makes any causal "
+        f"mixer bidirectional.",
+        "**Token by token, in constant memory.** The state of one sequence is the same at 256 and at 16,384 tokens:"
         f" {_names(fixed, lambda row: row['state_bytes'][0], _state)}.",
-        f"**One token after another, where memory may grow.** "
-        f"{_names(growing, lambda row: row['state_bytes'][-1], _state)}, from"
-        " 256 to 16,384 tokens.",
-        f"**Recall and copying** were measured, with small models: {_measured(RECALL)}; what is asked stands below.",
-        f"**Far beyond the length of training** too: {_measured(LENGTH)}.",
-        f"**Documents that share a row** are kept apart by all mixers of sequences but {all_of(refused)}.",
-        f"**No token may depend on later ones, ever.** With the default options {all_of(chosen)} chooses what a token"
-        " sees with knowledge of later ones; all other causal mixers give the same whole or piece by piece.",
-        f"**On a GPU or TPU.** No op of {all_of(bare)} has a kernel: XLA compiles them.",
+        f"**Token by token, where memory may grow.** State at 256 to 16,384 tokens: "
+        f"{_names(growing, lambda row: row['state_bytes'][-1], _state)}.",
+        f"**Recall and copying** were measured with small models: {_measured(RECALL)}; the criteria are below.",
+        f"**Lengths far beyond training** were measured too: {_measured(LENGTH)}.",
+        f"**Packed documents** in one row are kept apart by all sequence mixers except {all_of(refused)}.",
+        f"**Strict causality.** With the default options {all_of(chosen)} selects what a token attends to with "
+        "knowledge of later tokens; all other causal mixers give the same outputs whole and piece by piece.",
+        f"**On a GPU or TPU.** These have no op with a kernel of its own and are compiled by XLA: {all_of(bare)}.",
     ]
 
 
@@ -173,8 +171,8 @@ def _measured(names: tuple[str, ...]) -> str:
 
 
 def measured(report: Report) -> str:
-    """The table of claims: what was asked of which mixers, and the verdict."""
-    head = ["claim", "what it says", "what is asked", "verdict", "mixers"]
+    """The table of claims: the criterion, the verdict, and the mixers compared."""
+    head = ["claim", "what it says", "criterion", "verdict", "mixers"]
     lines = []
     for name, (title, holds) in claims().items():
         compared = ", ".join(f"`{mixer}`" for mixer in report["claims"][name])
@@ -183,14 +181,16 @@ def measured(report: Report) -> str:
 
 
 def mixers(report: Report) -> str:
-    """The table: one row a mixer."""
-    head = ["mixer", "takes", "sees", "exponent", "parameters", *(f"{length:,}" for length in report["lengths"])]
-    head += ["state of a row", "documents of a row", "kernels", "in the claims"]
+    """The table with one row for each mixer."""
+    head = ["mixer", "takes", "direction", "exponent", "parameters", *(f"{length:,}" for length in report["lengths"])]
+    head += ["state of a sequence", "packed documents", "kernels", "in the claims"]
     lines = []
     for name, row in report["mixers"].items():
         cls = layers.mixer_class(name)
         sight = " and ".join(
-            word for word, has in (("back", cls.supports_causal), ("both ways", cls.supports_bidirectional)) if has
+            word
+            for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional))
+            if has
         )
         streaming = "" if cls.streaming == "exact" else f" ({cls.streaming})"
         shown = f"`{name}`{' of `attention`' if wraps(name) else ''}"
@@ -222,13 +222,12 @@ def page() -> str:
             f"## In short\n\n{listed}\n",
             f"## Operations against length\n\n![Operations of every mixer against "
             f"length]({PICTURE.relative_to(PAGE.parent)})\n",
-            "## Every mixer\n\nThe columns of lengths are 10^9 operations at so many tokens. The exponent is what an "
-            "instance says of its own growth in"
-            ' length. A state is that of one row with room for 256 tokens, and for 16,384 where that is more. "of '
-            '`attention`" marks mixers that are made of'
-            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those '
-            "that its ops have; whether one serves"
-            " a call, the op says.\n",
+            "## Every mixer\n\nThe columns of lengths are 10^9 operations at that number of tokens. The exponent is "
+            "the one that the mixer declares for the growth of its cost with length. The state is that of one "
+            "sequence, with room for 256 tokens, and for 16,384 where that is larger. "
+            '"of `attention`" marks mixers that wrap others, here with attention inside; "image" is a map preceded by '
+            "a class token or registers. Kernels are those that the mixer's ops have; the op decides whether a kernel "
+            "serves a call.\n",
             mixers(report),
             f"## Measured\n\nFigures, sizes and seeds are in [results.md](results.md).\n\n{measured(report)}",
             "".join(f"[{name}]: results.md#{slug(title)}\n" for name, (title, _) in claims().items()),
@@ -237,23 +236,23 @@ def page() -> str:
 
 
 def draw(report: Report) -> Figure:
-    """Operations against length, a line a mixer: those of sequences that look back, and the others; mixers made of
-    others are left out.
+    """Operations against length, one line for each mixer: causal sequence mixers in one panel, the others in the
+    second; mixers made of others are left out.
     """
     from matplotlib.figure import Figure
 
     own = {name: row for name, row in report["mixers"].items() if not wraps(name)}
     back = {name: row for name, row in own.items() if row["state_bytes"]}
     panels = {
-        "Sequences, looking back": back,
-        "Maps, and sequences seen from both ends only": {n: r for n, r in own.items() if n not in back},
+        "Causal mixers of sequences": back,
+        "Mixers of maps, and mixers that are bidirectional only": {n: r for n, r in own.items() if n not in back},
     }
     figure = Figure(figsize=(13, 9), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         lengths = report["lengths"]
         against_length(axes, {n: list(zip(lengths, r["operations"], strict=True)) for n, r in rows.items()}, lengths)
         axes.set(title=title, xlabel="tokens", ylabel="operations of a forward pass" if rows is back else "")
-    figure.suptitle(f"One layer of {report['features']} features, one row")
+    figure.suptitle(f"One layer of {report['features']} features, one sequence")
     return figure
 
 

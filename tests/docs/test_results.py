@@ -1,4 +1,4 @@
-"""The pages of what was measured and counted say what the files say."""
+"""The pages of measurements and counts say what the result files say."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_claim_that_does_not_hold_is_told_so() -> None:
     text = results.section(
         {"name": "routing", "claim": "A is better. As somebody found.", "holds": False, "rows": rows}
     )
-    assert f"**It does not hold here**. What is asked: {' '.join((routing.verdict.__doc__ or '').split())}" in text
+    assert f"**It does not hold here**. Criterion: {' '.join((routing.verdict.__doc__ or '').split())}" in text
     assert "| m | 1,000 | 5 | 0, 1, 2 | 0.100 (0.000 to 0.200) | 0.500 |" in text
 
 
@@ -86,7 +86,7 @@ def test_a_claim_that_draws_has_its_picture() -> None:
 def test_a_claim_stands_once_and_says_what_is_asked() -> None:
     text = results.page()
     titles = [line for line in text.splitlines() if line.startswith("## ") and line != "## Not measured yet"]
-    assert len(titles) == len(set(titles)) == len(results.reports()) == text.count("What is asked: ")
+    assert len(titles) == len(set(titles)) == len(results.reports()) == text.count("Criterion: ")
     assert "| learned, 4 of 16 | 247,402 | 808 |" in text
 
 
