@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention
 
-prints one line a shape: milliseconds of both, forward and with the gradient, and their ratio (above 1:
-ours is faster). Best of several, alternating, because a shared machine drifts between runs.
+prints one line for each shape: milliseconds of both, forward and with the gradient, and their ratio (above 1: ours is
+faster). Times are the least of several runs that alternate, because the speed of a shared machine drifts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that the
-compiler for TPUs has made.
+TPU compiler has made.
 
 ``python -m benchmarks.billion_tokens`` writes benchmarks/results/compiled/billion_tokens.json and
 docs/billion_tokens.md. No TPU is needed and none is used (``pip install libtpu`` brings the compiler): nothing here is
@@ -10,9 +10,9 @@ of its weights and its input, compiled for a topology of v5p chips that share th
 TPUs. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
 tokens. Of each program:
 
-    operations   of one device: those of the whole program as written (primitives/operations.py), shared by the devices
-    memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where
-                 that is too much
+    operations   of one device: those of the whole program as written (primitives/operations.py), divided by the devices
+    memory       of one device, as reported by the compiler: arguments, results and temporaries; or its message where
+                 that does not fit
     sent         by one device, counted in the compiled program (benchmarks/collectives.py)
 """
 
@@ -37,7 +37,7 @@ MODEL = "longnet_350m"
 
 
 def pairs(length: int) -> dict[str, tuple[int, ...]]:
-    """Segments from ``KEPT`` tokens to all, and the rates at which each keeps ``KEPT``."""
+    """Segments growing from ``KEPT`` tokens to the whole sequence, and the rates at which each keeps ``KEPT``."""
     segments = [KEPT]
     while segments[-1] < length:
         segments.append(min(segments[-1] * GROWTH, length))
@@ -45,8 +45,8 @@ def pairs(length: int) -> dict[str, tuple[int, ...]]:
 
 
 def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
-    """What a device does for one block at this length, where ``devices`` share it; forward, and with the gradient where
-    asked for.
+    """The cost of one block for each of ``devices`` that share a sequence of ``length`` tokens: forward, and with the
+    gradient where ``training``.
     """
     import jax
     import jax.numpy as jnp
@@ -80,7 +80,7 @@ def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
     if training:
         passes.append(("training", both, (params, x, x), (split, (whole, split))))
     for name, function, arguments, results in passes:
-        # Of whole arrays, on no mesh: the ways of sharing a sequence compute what one device would.
+        # Traced on whole arrays without a mesh: sharing a sequence does not change what is computed.
         flops = operations.count(
             function, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
         ).flops
@@ -107,7 +107,7 @@ def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
 
 
 def page(rows: dict[str, dict[str, Any]]) -> str:
-    """The page of the documentation."""
+    """The page of the documentation, docs/billion_tokens.md."""
     lines = [
         "# A billion tokens",
         "",
@@ -150,10 +150,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax starts: it would look for the chips
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax starts: otherwise it looks for the chips
     import jax
 
-    # Lengths that are not requested are unchanged.
+    # Lengths that are not requested keep their rows.
     rows: dict[str, dict[str, Any]] = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     for length in given.lengths:

@@ -2,12 +2,12 @@
 of the CPU.
 
 ``python -m benchmarks.collectives`` writes benchmarks/results/cpu/collectives.json: for one layer, forward and with all
-gradients, the bytes that each device sends at growing length, for the implementation picked or named, compared with
-what the compiler does by itself ("xla": the op written for whole arrays and split by the compiler). Bytes of a
-collective in a loop count once a turn. Of an all-gather or a reduce-scatter over n devices, each sends its own part n -
-1 times; of an all-reduce twice that (a ring); of an all-to-all all but its own share; of a permutation all. Where a
-memory is handed over, the devices work one after the other: the share of its time that each has nothing to do is in the
-file, by the number of sequences.
+gradients, the bytes that each device sends at growing length, with the implementation that dispatch picks or a named
+one, compared with what the compiler does by itself ("xla": the op written for whole arrays and split by the compiler).
+A collective in a loop counts once for each iteration. In an all-gather or a reduce-scatter over n devices, each sends
+its own part n - 1 times; in an all-reduce twice that (a ring); in an all-to-all everything but its own share; in a
+permutation everything. Where a memory is handed over, the devices work one after the other: the file also has the share
+of time in which each device is idle, by the number of sequences.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
 
 def sent(line: str, devices: int = DEVICES) -> float:
-    """Bytes that each of ``devices`` sends for the collective of a line of HLO, 0 where it has none."""
+    """Bytes that each of ``devices`` sends for the collective in a line of HLO, 0 if it has none."""
     found = _COLLECTIVE.search(line)
     if found is None:
         return 0.0
@@ -94,7 +94,7 @@ def count(program: str, devices: int = DEVICES) -> dict[str, float]:
     """Bytes that each of ``devices`` sends in an optimized HLO program, by kind of collective.
 
     Raises:
-      ValueError: a loop whose number of iterations the program does not state, with a collective in it.
+      ValueError: a loop with a collective in it, of which the program does not state the number of iterations.
     """
     bodies: dict[str, list[str]] = {}
     name = entry = ""
@@ -133,7 +133,7 @@ def count(program: str, devices: int = DEVICES) -> dict[str, float]:
 def measure(
     mixer: str, options: dict[str, Any], chosen: dict[str, str] | None, length: int
 ) -> dict[str, dict[str, float]]:
-    """Bytes of the forward pass of a layer, and with the gradients of its parameters and its input."""
+    """Bytes sent in the forward pass of a layer, and with the gradients of its parameters and its input."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -8,8 +8,8 @@ positions as a causal sequence. The gradient is that of the sum of squares, in t
     run      milliseconds, the least of several runs; the forms and the peer take turns
     chosen   the form that the op takes by itself
 
-Beside the chosen form, one that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one
-that needs more than 1 GiB of temporary memory is not run; the row gives the reason.
+Except for the chosen form, a form that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes,
+and one that needs more than 1 GiB of temporary memory is not run; the row gives the reason.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ SIZES = (3, 5, 7, 9, 13, 21, 31)
 BATCH, SIDE, CHANNELS = 8, 28, 64
 PEER = "nnx.Conv"
 ROUNDS, ENOUGH = 7, 6.0
-"""Runs of each contestant, and the seconds after which there are no more."""
+"""Runs of each contestant, and the seconds after which no further run is started."""
 MOST_MEMORY = 2**30
 
 
 def contestants(op: str, size: int) -> tuple[dict[str, Callable[[Any, Any], Any]], tuple[Any, Any], str]:
-    """What computes the layer from input and kernel, by name; the two; and the name of the form that the op chooses."""
+    """The functions of (input, kernel) that compute the layer, by name; input and kernel; and the name of the form that
+    the op chooses.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -82,7 +84,7 @@ def contestants(op: str, size: int) -> tuple[dict[str, Callable[[Any, Any], Any]
 
 
 def measure(op: str, size: int, left_out: dict[str, str], limit: float) -> dict[str, Any]:
-    """The row of a size; forms that are not to be tried at larger ones are added to ``left_out``."""
+    """The row of one size; adds forms that are not to be tried at larger sizes to ``left_out``."""
     import jax
     import jax.numpy as jnp
 

@@ -1,10 +1,10 @@
 """What one layer of every mixer costs, counted by tracing: ``python -m benchmarks.counted`` writes
 benchmarks/results/counted/mixers.json.
 
-Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one row; a
-mixer of maps has squares of as many tokens, and one that is made for a length is made for that of the row. Operations
-are those of :mod:`primitives.operations`, of a whole forward pass on a CPU: arithmetic, comparisons and moves. The file
-also says which mixers the models of each claim have.
+Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one sequence; a
+mixer of maps reads a square map with as many tokens, and a mixer with a fixed length is created for the length
+measured. Operations are those of :mod:`primitives.operations` in a whole forward pass on a CPU: arithmetic, comparisons
+and data movement. The file also lists the mixers in the models of each claim.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
 
 
 def layer(name: str, length: int) -> tuple[Callable[[nnx.Rngs], Mixer], tuple[int, ...]]:
-    """A mixer with its default options, causal where it can be: what makes it, and the shape of a row of so many
-    tokens, a square for one of maps.
+    """A function that creates a mixer with its default options, causal where possible, and the shape of one input of
+    ``length`` tokens, a square for mixers of maps.
     """
     import layers
     from layers.mixer import accepted
@@ -47,8 +47,8 @@ def layer(name: str, length: int) -> tuple[Callable[[nnx.Rngs], Mixer], tuple[in
 
 
 def count(name: str, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
-    """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where
-    it can be.
+    """Parameters, operations at each length, bytes of the state of one sequence, ops and exponent of a mixer, causal
+    where possible.
     """
     import jax
     import jax.numpy as jnp
@@ -103,7 +103,7 @@ def mixers_of(model: str, options: dict[str, Any]) -> list[str]:
 
 
 def contestants() -> dict[str, list[str]]:
-    """By claim, the mixers of the models that were compared."""
+    """The mixers of the models compared, by claim."""
     found: dict[str, set[str]] = {}
     known: dict[str, list[str]] = {}
     for path in sorted(CLAIMS.glob("*.json")):
@@ -117,7 +117,7 @@ def contestants() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Counts all and writes the file."""
+    """Counts all mixers and writes the file."""
     argparse.ArgumentParser(prog="python -m benchmarks.counted", description=__doc__).parse_args()
     import jax
 

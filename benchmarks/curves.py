@@ -25,11 +25,11 @@ def against_length(
     """Draws curves on logarithmic axes, with their names beside their ends, moved apart where they would overlap.
 
     Args:
-      axes: of the panel.
-      curves: by name, its points: a length and what was found there; at least one each.
-      lengths: all of them, for the axis.
-      lines: of text that fit beside the panel.
-      names: of all contestants, for the same colors in several panels; default by the curves' ends.
+      axes: the panel to draw in.
+      curves: the points (length, value) of each curve, by name; at least one each.
+      lengths: all lengths, for the ticks of the axis.
+      lines: how many lines of text fit beside the panel.
+      names: of all contestants, to keep the same colors in several panels; default by the curves' ends.
     """
     values = [value for points in curves.values() for _, value in points]
     low, high = min(values) / 1.5, max(values) * 1.5
@@ -51,8 +51,8 @@ def against_length(
 
 
 def centered(values: Sequence[float], apart: float) -> list[float]:
-    """Places near ascending ``values``, each at least a factor ``apart`` above the one before: groups that touch share
-    their middle.
+    """Places near ascending ``values``, each at least a factor ``apart`` above the one before; groups that would
+    overlap are centered on their common middle.
     """
     groups: list[list[float]] = []  # of logarithms to the base ``apart``: the least place, and the values
 

@@ -1,21 +1,21 @@
-"""Decoding on this device: tokens one at a time, beside transformers with the same weights and beside a floor, in one
+"""Decoding on this device, token by token, compared with transformers with the same weights and with a floor, in one
 run.
 
 ``python -m benchmarks.decoding [--only=MODEL,...]`` writes benchmarks/results/<platform>/decoding.json after each row,
-and keeps rows that it does not measure. Greedy decoding, float32, as many threads as there are cores, at batches of 1
-and 16:
+and keeps rows that it does not measure. Greedy decoding, float32, as many threads as there are cores, at batch sizes of
+1 and 16:
 
-    token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the
-             prompt nor compiling is in it; the least of several runs
+    token    milliseconds of one step of all rows, from the time of the second half of the new tokens, so that neither
+             the prompt nor compilation is included; the least of several runs
     prompt   milliseconds until the first new token, the least of several runs that end with it; the prompt of an
              encoder-decoder is its source
-    floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It
-             reads every weight once a token; states and cached keys, which a model reads as well, are not in it
+    floor    the model's matrix products alone, each applied to the result of the one before, for as many steps in one
+             loop. It reads every weight once per token; states and cached keys, which a model also reads, are left out
 
-Asked is 3 times the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. Transformers' model is
-made with random weights and saved; ours reads that folder, and the tokens that both generate are compared. Where
-transformers has no model of a family, or needs an accelerator for it, the floor is what is left. Transformers runs in a
-process of its own: a crash there, or more than ``--limit`` seconds, is a row that says so.
+The target is 3 times the speed of the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. The
+transformers model is created with random weights and saved; ours loads that folder, and the tokens that both generate
+are compared. Where transformers does not have a model, or needs an accelerator for it, only the floor is compared.
+Transformers runs in a process of its own: a crash there, or more than ``--limit`` seconds, is recorded in the row.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ import numpy as np
 
 PROMPT = 256
 BATCHES = {1: 3.0, 16: 2.0}
-"""Batch sizes, and how many times as fast as the peer is asked of each."""
+"""Batch sizes, and the target speed of each in multiples of the peer's."""
 NEAR = 1.25
-"""Times the floor that are good enough."""
+"""The multiple of the floor that also meets the target."""
 _COMMON = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-# The model of transformers by its class and the options of its configuration, for ours by name.
+# For each of our models, by name, the class in transformers and the options of its configuration.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba_130m": ("MambaForCausalLM", {"hidden_size": 768, "num_hidden_layers": 24}),
     "mamba2_130m": (
@@ -91,14 +91,14 @@ def prompts(batch: int, vocab_size: int) -> np.ndarray:
 
 
 def peers() -> tuple[Any, Any]:
-    """PyTorch and transformers."""
+    """The modules of PyTorch and transformers."""
     from tests.references.live import torch  # declares what transformers may ask of torchvision
 
     return torch, importlib.import_module("transformers")
 
 
 def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of a token and of the prompt, from runs of all and of half of the new tokens, and of one."""
+    """Milliseconds per token and of the prompt, from runs that generate all, half, and one of the ``new`` tokens."""
     took: dict[int, float] = {}
     for count in (new, new // 2 + 1, 1):
         generate(count)
@@ -113,7 +113,7 @@ def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[st
 
 
 def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
-    """Milliseconds of the products of one step; of an encoder-decoder those with the new tokens."""
+    """Milliseconds of the matrix products of one step; for an encoder-decoder those of its decoder step."""
     import jax
     import jax.numpy as jnp
 
@@ -167,7 +167,7 @@ def ours(model: Any, batch: int, new: int, repeats: int) -> tuple[dict[str, floa
 
 
 def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
-    """Prints times and tokens of the model in ``folder``."""
+    """Prints times and tokens of the transformers model in ``folder``."""
     torch, transformers = peers()
     torch.set_num_threads(os.cpu_count() or 1)
     reads_source = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
@@ -202,7 +202,7 @@ def run_theirs(folder: str, batch: int, new: int, repeats: int, limit: float) ->
 
 
 def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
-    """The row of one model and batch."""
+    """The row of one model and batch size."""
     import zoo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +213,7 @@ def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict
             model = zoo.create(name, weights=folder)
         else:
             model = zoo.create(name)
-        # In turn, so that what slows the machine for a while slows all of them.
+        # Taking turns, so that a temporary slowdown of the machine affects all of them.
         lowest = floor(model, batch, new // 4, repeats)
         times, tokens = ours(model, batch, new, repeats)
         row: dict[str, Any] = {"ours_ms": times}
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.new < 8:
-        parser.error(f"--new is at least 8, not {args.new}: times are differences of a half of the tokens")
+        parser.error(f"--new is at least 8, not {args.new}: times are measured on half of the tokens")
     if args.theirs:
         theirs(args.theirs, args.batch, args.new, args.repeats)
         return

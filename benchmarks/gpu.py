@@ -9,14 +9,13 @@ was found wrong is not timed. Both write benchmarks/results/<h100 or h200>/*.jso
 with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
 
 Rows run in processes of their own: a kernel that hangs or breaks the device's context costs its row, not the run.
-  Compiling is done by
-several processes at once, timing by one, after all else has ended. Peers that tune themselves for long
-(``gpu_peers.SLOW``) have the whole of the first half for it; what is not compiled by then is absent from its rows,
-which are measured without.
+Several processes compile at once; one process does the timing after all others have ended. Peers with long autotuning
+(``gpu_peers.SLOW``) have the first half of the time for it; rows whose peer is not compiled by then are measured
+without that peer.
 
-Times are of calls queued one after another on random inputs that rotate beyond the L2, until the device is done; the
+Times are of calls queued one after another until the device is done, on random inputs that together exceed the L2; the
 contestants take turns, in one order and then the other, and the median counts. A call shorter than
-``ceilings.call_ms``, which is what an empty one takes, is not distinguished from it. ``share_of_floor`` is the time
+``ceilings.call_ms``, the time of an empty call, cannot be distinguished from it. ``share_of_floor`` is the time
 that the products, exponentials or bytes of the op need at the measured ceilings, over the time taken; a peer that is
 missing is named with the reason.
 """
@@ -31,9 +30,9 @@ import time
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("correct", "time", "work"), help="work is what the stages start as processes")
-    parser.add_argument("--minutes", type=float, default=4.0, help="after which no new row is begun")
-    parser.add_argument("--only", default="", help="rows whose op/name holds one of these, separated by commas")
+    parser.add_argument("stage", choices=("correct", "time", "work"), help="work is for the stages' own processes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="after which no new row is started")
+    parser.add_argument("--only", default="", help="rows whose op/name contains one of these, separated by commas")
     parser.add_argument(
         "--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)), help="processes that compile at once"
     )

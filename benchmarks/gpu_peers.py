@@ -1,8 +1,8 @@
 """The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm,
 each where it can be imported.
 
-A peer is made from a problem, the JAX inputs and what is timed ("forward" or "gradient"); it gives the i-th call and
-how to wait for it, or raises why it can't take part.
+A peer is created from a problem, the JAX inputs and what is timed ("forward" or "gradient"). It returns a function that
+makes the i-th call and one that waits for its result, or raises an error that says why it cannot take part.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SLOW = frozenset({"fla"})
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that peers come from."""
+    """Versions of the packages that the peers come from."""
     found = {}
     for name in ("torch", "triton", "flash-linear-attention", "mamba-ssm"):
         try:
@@ -43,10 +43,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def tune_side_by_side() -> None:
-    """Makes Triton's autotuner compile its configurations by one thread a core, and measure them by one process at a
+    """Makes Triton's autotuner compile its configurations in one thread per core, and measure them in one process at a
     time.
 
-    Both go to Triton's cache on disk. Each is measured for 30 ms instead of 100.
+    Both results go to Triton's cache on disk. Each configuration is measured for 30 ms instead of 100.
     """
     try:
         import triton
@@ -100,8 +100,8 @@ def cudnn(problem: Problem, inputs: list[dict[str, jax.Array]], way: str) -> Con
 def _torch_contestant(
     problem: Problem, inputs: list[Any], way: str, call: Callable[..., Any], order: str
 ) -> Contestant:
-    """``call`` on PyTorch tensors by name; ``order`` "bhld" moves heads before length, which PyTorch's own attention
-    wants.
+    """``call`` on PyTorch tensors by name; ``order`` "bhld" moves heads before length, the layout of PyTorch's own
+    attention.
     """
     import torch
 
@@ -174,7 +174,7 @@ def torch_flex(problem: Problem, inputs: list[Any], way: str) -> Contestant:
 
 
 def fla_linear(problem: Problem, inputs: list[Any], way: str) -> Contestant:
-    """flash-linear-attention: simple GLA for a decay a head, GLA for a decay a key."""
+    """flash-linear-attention: simple GLA for one decay per head, GLA for one decay per key feature."""
     from fla.ops.gla import chunk_gla
     from fla.ops.linear_attn import chunk_linear_attn
     from fla.ops.simple_gla import chunk_simple_gla

@@ -1,4 +1,6 @@
-"""What :mod:`benchmarks.gpu` times: the shapes of published tables, with the least work that each op needs."""
+"""The problems that :mod:`benchmarks.gpu` times: the shapes of published tables, with the least work that each op
+needs.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ class Problem:
     Attributes:
       op: its name.
       name: unique within the op.
-      batch: when it is timed; it is checked with a batch of 1.
+      batch: batch size for timing; correctness is checked with a batch of 1.
       shapes: of the arrays by name, without the batch.
       options: of the op.
       flops: of its matrix products, for the whole batch, forward.
-      exponentials: likewise.
-      bytes: of inputs and outputs, once each.
-      gradient_factor: products and exponentials of outputs with all gradients, over those of the outputs.
+      exponentials: number of exponentials, likewise.
+      bytes: of inputs and outputs, counted once each.
+      gradient_factor: products and exponentials of outputs with all gradients, divided by those of the outputs.
     """
 
     op: str
@@ -60,7 +62,7 @@ class Problem:
 def attention(
     name: str, batch: int, length: int, heads: int, head_dim: int, kv_heads: int | None = None, **options: Any
 ) -> Problem:
-    """Two products of visible pairs forward; 3.5 times as much with the gradients, which compute the logits again."""
+    """Two products per visible pair forward; 3.5 times as much with the gradients, which recompute the logits."""
     left, right = options.get("window", (None, None))
     right = 0 if options.get("causal") else right
     queries, _ = band_seen(left, right, length, length)
@@ -87,9 +89,7 @@ def attention(
 def recurrence(
     op: str, name: str, batch: int, length: int, heads: int, size: int, decay: tuple[int, ...] | None
 ) -> Problem:
-    """A state of size x size is read and written once a token at the least: the floor is nearly always that of the
-    bytes.
-    """
+    """A state of size x size is read and written at least once per token: the bytes nearly always set the floor."""
     shapes: dict[str, tuple[int, ...]] = {
         "q": (length, heads, size),
         "k": (length, heads, size),
@@ -106,7 +106,7 @@ def recurrence(
 
 
 def scan(name: str, batch: int, length: int, channels: int, states: int) -> Problem:
-    """One exponential for each token, channel and state; two with the gradient, which computes the states again."""
+    """One exponential for each token, channel and state; two with the gradient, which recomputes the states."""
     wide, thin = (length, channels), (length, states)
     shapes = {"x": wide, "delta": wide, "A": (channels, states), "B": thin, "C": thin}
     moved = 4 * batch * (3 * math.prod(wide) + 2 * math.prod(thin))
@@ -116,7 +116,7 @@ def scan(name: str, batch: int, length: int, channels: int, states: int) -> Prob
 
 
 def problems(dry: bool) -> tuple[Problem, ...]:
-    """All of them; ``dry`` ones are tiny."""
+    """All problems; with ``dry`` tiny ones."""
     if dry:
         return (
             attention("window", 1, 32, 2, 16, causal=True, window=(7, None)),

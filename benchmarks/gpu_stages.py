@@ -1,4 +1,4 @@
-"""The stages of :mod:`benchmarks.gpu`, each of which calls processes that do a row."""
+"""The stages of :mod:`benchmarks.gpu`, each of which starts worker processes that compute one row at a time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Clock:
         self.least_ms = least_ms
 
     def sample(self, call: Callable[[int], Any], wait: Callable[[Any], None], repeats: int) -> float:
-        """Milliseconds a call, ``repeats`` of them queued."""
+        """Milliseconds per call, with ``repeats`` calls queued."""
         start = time.perf_counter()
         last = None
         for index in range(repeats):
@@ -62,7 +62,7 @@ class Clock:
         return (time.perf_counter() - start) * 1e3 / repeats
 
     def compare(self, contestants: dict[str, Contestant]) -> dict[str, float]:
-        """Median milliseconds of each, in turns."""
+        """Median milliseconds of each contestant, taking turns."""
         repeats = {}
         for name, (call, wait) in contestants.items():
             for _ in range(2):  # compiles, and tunes where a peer tunes itself
@@ -76,8 +76,8 @@ class Clock:
 
 
 def ceilings(clock: Clock, size: int) -> dict[str, float]:
-    """What this device reaches: TFLOP/s of a bfloat16 product, TB/s of a copy, exponentials a second, and what an empty
-    call takes.
+    """What this device reaches: TFLOP/s of a bfloat16 product, TB/s of a copy, exponentials per second, and the time of
+    an empty call.
     """
     key = jax.random.key(0)
     a, b = (jax.random.normal(k, (size, size), jnp.bfloat16) for k in jax.random.split(key))
@@ -126,7 +126,9 @@ def forward(op: str, options: dict[str, Any], implementation: str | None) -> Cal
 
 
 def gradient(op: str, options: dict[str, Any], implementation: str | None) -> Callable[[dict[str, jax.Array]], Any]:
-    """Outputs, and gradients of all floating arrays under cotangents that depend on the outputs' places."""
+    """A function that returns the outputs, and the gradients of all floating-point arrays for fixed cotangents that
+    vary by position.
+    """
 
     def both(arrays: dict[str, jax.Array]) -> Any:
         floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
@@ -146,8 +148,8 @@ def _cotangent(x: jax.Array) -> jax.Array:
 def errors(
     op: str, options: dict[str, Any], made: dict[str, np.ndarray], ours: str, narrow: tuple[str, ...], truth: str
 ) -> dict[str, float]:
-    """max|a - b| / max|b| of each output and gradient, b in float64 by ``truth``; infinite where a number is not one,
-    or an infinity is missed.
+    """max|a - b| / max|b| of each output and gradient, with b in float64 by ``truth``; infinite where ours has a NaN or
+    misses an infinity.
     """
     floating = {n for n, x in made.items() if np.issubdtype(x.dtype, np.floating)}
     arrays = {
@@ -168,7 +170,7 @@ def errors(
 
 
 def correctness_jobs(dry: bool) -> list[Job]:
-    """Every problem that is timed, then every shared case, the ops in the order of :data:`WORST_FIRST`."""
+    """Every problem that is timed, then every shared case, with the ops in the order of :data:`WORST_FIRST`."""
     jobs = [{"op": problem.op, "problem": problem.name} for problem in problems(dry)]
     jobs.sort(key=lambda job: WORST_FIRST.index(job["op"]))
     for op in (OPS[name] for name in WORST_FIRST):
@@ -197,7 +199,7 @@ def _problem(job: Job, dry: bool) -> Problem:
 
 @functools.lru_cache(1)  # both ways of a problem follow one another
 def _inputs(op: str, problem: str, ours: str, dry: bool) -> list[dict[str, jax.Array]]:
-    """The timed problem's arrays, and copies of other content, beyond the L2 all together."""
+    """The timed problem's arrays and copies with other contents, which together exceed the L2 cache."""
     chosen = _problem({"op": op, "problem": problem}, dry)
     one = {
         n: jnp.asarray(x, jnp.bfloat16 if n in NARROW[op] else jnp.float32)
@@ -208,7 +210,7 @@ def _inputs(op: str, problem: str, ours: str, dry: bool) -> list[dict[str, jax.A
 
 
 def contestants(job: Job, way: str, ours: str, dry: bool) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """The calls that run, by name, each called once; and of the others in the job's list why they don't."""
+    """The calls that run, by name, each called once; and the reasons why others in the job's list do not run."""
     problem = _problem(job, dry)
     inputs = _inputs(job["op"], job["problem"], ours, dry)
     build = forward if way == "forward" else gradient
@@ -230,15 +232,13 @@ def contestants(job: Job, way: str, ours: str, dry: bool) -> tuple[dict[str, Con
 
 
 def prepared(job: Job, ours: str, dry: bool) -> dict[str, Any]:
-    """Compiles some of a problem's contestants, so that the process that times finds the programs in the caches on
-    disk.
-    """
+    """Compiles some of a problem's contestants, so that the timing process finds the programs in the caches on disk."""
     gpu_peers.tune_side_by_side()
     return {"absent": {way: contestants(job, way, ours, dry)[1] for way in job["ways"]}}
 
 
 def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float]) -> dict[str, Any]:
-    """A problem's row: each contestant's milliseconds, ratios to the best peer, share of the floor."""
+    """A problem's row: each contestant's milliseconds, the ratio to the best peer, and the share of the floor."""
     problem, way = _problem(job, dry), job["way"]
     running, absent = contestants(job, way, ours, dry)
     times = clock.compare(running)
@@ -278,7 +278,7 @@ def work(dry: bool) -> None:
 
 
 class Worker(worker.Worker):
-    """A process that does jobs; a kernel that it does not get done is not right."""
+    """A process that does jobs; a kernel that it does not finish counts as not right."""
 
     def __init__(self, dry: bool, environment: dict[str, str]):
         super().__init__(["benchmarks.gpu", "work", *(["--dry"] if dry else [])], environment)
@@ -291,7 +291,7 @@ class Worker(worker.Worker):
 def spread(
     jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, environment: dict[str, str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Jobs with their rows as they come, by several processes; rows that there was no time for say so."""
+    """Jobs with their rows as they finish, from several processes; rows that there was no time for are marked so."""
     waiting, done = queue.SimpleQueue[dict[str, Any]](), queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any]]]()
     for job in jobs:
         waiting.put(job)
@@ -316,7 +316,7 @@ def spread(
 
 
 class Report:
-    """The files of one device, rewritten after each row; rows of another version of JAX or of an earlier run are
+    """The files of one device, rewritten after each row; rows from another version of JAX or an earlier run are
     replaced by name.
     """
 
@@ -339,7 +339,7 @@ class Report:
 
 
 def correct(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
-    """The stage of correctness."""
+    """The correctness stage."""
     jobs = [job for job in correctness_jobs(dry) if _chosen("/".join(job.values()), only)]
     rows = {_name(row): row for row in report.read("correctness")}
     quick = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"}  # the truth need not be fast
@@ -363,13 +363,13 @@ def _chosen(name: str, only: str) -> bool:
 
 
 def names(op: str) -> list[str]:
-    """Of all contestants."""
+    """Names of all contestants of an op."""
     return ["ours", "xla", *gpu_peers.PEERS[op]]
 
 
 def preparations(jobs: list[Job]) -> list[Job]:
-    """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then
-    each job's others.
+    """The jobs that compile the contestants of ``jobs``: first those that take long, by problem, because both passes
+    share kernels; then the others of each job.
     """
     ways: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
@@ -385,7 +385,7 @@ def preparations(jobs: list[Job]) -> list[Job]:
 
 
 def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
-    """The stage of times."""
+    """The timing stage."""
     wrong = {_name(row) for row in report.read("correctness") if row.get("right") is False}
     ways = ("forward", "gradient")
     chosen = [problem for problem in problems(dry) if _chosen(f"{problem.op}/{problem.name}", only)]

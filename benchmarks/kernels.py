@@ -1,9 +1,9 @@
-"""Every Pallas kernel at the realistic shapes of its op, compiled for devices that need not be here.
+"""Every Pallas kernel at the realistic shapes of its op, compiled for devices that need not be present.
 
-``JAX_PLATFORMS=cpu python -m benchmarks.kernels`` compiles outputs and all gradients of each op and shape for an H100,
-TPU v5e and v6e (``pip install -e '.[compile]'``), and adds what the compilers say, under the version of JAX that it
-runs on, to benchmarks/results/compiled/kernels.json. ``python -m docs.kernels`` makes the page. Nothing here is a time:
-none of the devices is.
+``JAX_PLATFORMS=cpu python -m benchmarks.kernels`` compiles the outputs and all gradients of each op and shape for an
+H100, TPU v5e and v6e (``pip install -e '.[compile]'``), and adds the compilers' reports, under the version of JAX in
+use, to benchmarks/results/compiled/kernels.json. ``python -m docs.kernels`` makes the page. Nothing is timed, because
+nothing is run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CALLS = ("pallas_call", "core_map", "mpmd_map")
 
 
 def gradients(op: Op, shape: Shape) -> tuple[Callable[[dict[str, Any]], Any], dict[str, jax.ShapeDtypeStruct]]:
-    """Outputs and gradients of all floating arrays, as a function of the arrays that come with it."""
+    """A function that returns the outputs and the gradients of all floating-point arrays, and its arguments."""
     import jax
     import jax.numpy as jnp
 
@@ -59,7 +59,7 @@ def estimates(jaxpr: Any) -> Iterator[Any]:
 
 
 def row(op: Op, shape: Shape, device: str) -> dict[str, Any]:
-    """What is known of one op and shape on one device: its kernels as compiled, or why XLA's form serves it."""
+    """The report on one op and shape on one device: its compiled kernels, or the reason why XLA's form serves it."""
     import jax
 
     from pallas_kernels import compilers, dispatch
@@ -129,7 +129,9 @@ def main() -> None:
 
 
 def write(rows: dict[tuple[str, ...], dict[str, Any]]) -> None:
-    """All rows of what the ops still have; those of another version of JAX stay as they were last compiled."""
+    """Writes all rows of ops and shapes that still exist; those of another version of JAX stay as they were last
+    compiled.
+    """
     from pallas_kernels.dispatch import OPS
 
     kept = [

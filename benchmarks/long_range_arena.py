@@ -11,16 +11,16 @@ speed and memory.
 The small protocol is two blocks of 64 features on sequences of some 100 tokens, for machines without an accelerator: a
 run takes a minute of one core or less. The MLP is as wide as gives the model the number of parameters of the one with
 plain attention (:mod:`training.comparison`), in the paper's protocol too, whose authors allow a tenth more.
-``--path=DIR`` is the folder of data of a part of the paper's that is not drawn. Drawn images of Pathfinder are kept in
-~/.cache/mixer_zoo.
+``--path=DIR`` is the data folder for a part of the paper's protocol that is not generated. Generated images of
+Pathfinder are kept in ~/.cache/mixer_zoo.
 
 Every row is written at once to benchmarks/results/<platform>/long_range_arena.json (``_paper``, ``_quick``): accuracy
 on the test split, the curve, parameters, operations, steps a second, and peak memory, of the device or else of a
-process of its own for each row. The same command goes on where it was cut short; a mixer that fails is a row that says
-so. At the end come a CSV file and a picture, docs/pictures/long_range_arena.svg, and ``python -m
+process of its own for each row. The same command continues where it was cut short; a mixer that fails gets a row that
+says so. At the end come a CSV file and a picture, docs/pictures/long_range_arena.svg, and ``python -m
 docs.long_range_arena`` writes the page.
 
-``--quick``: four mixers and few steps, five minutes on two cores; it shows that all runs, and what a step costs.
+``--quick``: four mixers and few steps, five minutes on two cores; it shows that everything runs, and what a step costs.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def measure(mixer: Mixer, length: int) -> dict[str, float]:
 
 
 def slope(rows: list[dict[str, float]], figure: str) -> float | None:
-    """The growth exponent of a figure in length, by least squares on logarithms; None for fewer than two rows."""
+    """The growth exponent of a figure with length, by least squares on logarithms; None for fewer than two rows."""
     if len(rows) < 2:
         return None
     return round(

@@ -1,12 +1,12 @@
 """Mamba on this device: ours against transformers' PyTorch path and against its matrix products alone, in one run.
 
-``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json, in which lengths that are not measured
-stay, and of a length that was measured before its ratio to the products. Both sides have the same weights, float32,
-batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours and the products are
-taken before and after theirs, which run in a process of their own so that running out of memory or time there is a row
-and not the end. Their training step takes minutes (the gradient of each token's slice is an array of the whole
-sequence), so it is run once, the first time it is called; where it does not end within the limit, what is left to
-compare is the model with one layer.
+``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json. Lengths that are not measured keep their
+rows; a length that is measured again also keeps its earlier ratios to the products. Both sides have the same weights,
+float32, batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours and the
+products are measured before and after theirs, which run in a process of their own, so that running out of memory or
+time there costs a row and not the run. Their training step takes minutes (the gradient of each token's slice is an
+array of the whole sequence), so it is run once, and its first call is timed; where it does not end within the limit,
+only the model with one layer is compared.
 
     forward                     logits of all tokens
     training_step               mean cross-entropy of the next token, its gradient, AdamW
@@ -111,13 +111,13 @@ class Ours:
         return jax.block_until_ready(self.forward(self.params, self.tokens[:, :-1]))
 
     def training_memory(self) -> int:
-        """Bytes that a training step takes besides parameters and moments."""
+        """Bytes that a training step needs in addition to parameters and optimizer moments."""
         analysis: Any = self.training_step.lower(self.params, self.moments, self.tokens).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
     def counted(self) -> dict[str, float]:
-        """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential
-        counts as one).
+        """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of everything else (an
+        exponential counts as one).
         """
         from primitives import operations
 
@@ -150,8 +150,9 @@ def products(model: Any, length: int) -> Callable[[], Any]:
 
 
 def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
-    """What a forward pass of Mamba does besides its matrix products, layer after layer as they are in the model, on
-    inputs of the right shapes."""
+    """Everything in a forward pass of Mamba besides its matrix products, layer after layer as in the model, on inputs
+    of the right shapes.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -186,8 +187,8 @@ def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
 
 
 def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
-    """The same of transformers' model with the weights at ``path``; flushes each figure, so that what was measured
-    outlives a crash.
+    """The same for the transformers model with the weights at ``path``; flushes each figure, so that it is kept after a
+    crash.
     """
     import torch
     import transformers
@@ -260,7 +261,7 @@ def run_theirs(path: str, name: str, length: int, repeats: int, limit: float) ->
 
 
 def measure(models: dict[str, Any], name: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
-    """A row of one length; ``models`` are the whole one and the one of one layer, by the path of their weights."""
+    """The row of one length; ``models`` are the whole model and one of a single layer, by the path of their weights."""
     (path, model), (path_of_one, layer) = models.items()
     mine, one, multiply = Ours(model, length), Ours(layer, length), products(model, length)
 

@@ -10,7 +10,7 @@ that the compiled program takes, its arguments and results included; of the forw
 mean square in parameters and input.
 
 Every row is written at once to benchmarks/results/<platform>/mixers.json (of the quick form, mixers_quick.json): the
-same command goes on where it was cut short, and ``--again`` measures again. Another process makes the rows, so that a
+same command continues where it was cut short, and ``--again`` measures again. Another process makes the rows, so that a
 mixer that fails, or takes too long or too much memory, is a row that says so. At the end come a CSV file, two pictures,
 docs/pictures/mixers_learning.svg and mixers_cost.svg (of the quick form, mixers_quick_...), and
 ``python -m docs.side_by_side`` writes the page of them.
@@ -47,7 +47,9 @@ QUICK: Mapping[str, Any] = {
 
 
 def program(mixer: Any, way: str) -> tuple[Any, tuple[Any, ...]]:
-    """A pass of a mixer as a function of its parameters, its other variables and its input; and those two."""
+    """A pass of a mixer as a function of its parameters, its other variables and its input; and the parameters and
+    variables.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -65,9 +67,7 @@ def program(mixer: Any, way: str) -> tuple[Any, tuple[Any, ...]]:
 
 
 def cost(job: Mapping[str, Any], most_bytes: int) -> Row:
-    """What a pass of a mixer over a row of ``job["length"]`` tokens costs; "fault" where it takes more memory than
-    there is.
-    """
+    """The cost of a pass of a mixer over ``job["length"]`` tokens; "fault" where it needs more memory than there is."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -103,7 +103,7 @@ def cost(job: Mapping[str, Any], most_bytes: int) -> Row:
 
 
 def work() -> None:
-    """The process that makes rows."""
+    """The worker process that computes rows."""
     from training import comparison
     from training.memory import available
 
@@ -112,12 +112,12 @@ def work() -> None:
 
 
 def cost_jobs(names: Sequence[str], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Short rows first: what takes too long at one length is not tried at a greater one."""
+    """Short lengths first: a mixer that takes too long at one length is not tried at a greater one."""
     return [{"way": way, "mixer": name, "length": n} for n in sorted(lengths) for name in names for way in WAYS]
 
 
 def curves(rows: Sequence[Row], way: str, what: str) -> dict[str, list[tuple[int, float]]]:
-    """Points of each mixer: lengths, and what was measured there."""
+    """The points of each mixer: length, and the figure measured there."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row["job"].get("way") == way and what in row:

@@ -93,7 +93,7 @@ class Row(NamedTuple):
 
 
 def _op(name: str, **arguments: str) -> Callable[..., Any]:
-    """A call of our op: ``arguments`` says which array each keyword takes."""
+    """A call of our op: ``arguments`` names the array for each keyword."""
 
     def call(given: dict[str, Any], implementation: str | None = None) -> Any:
         import pallas_kernels
@@ -117,7 +117,7 @@ def _head_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
 
 
 def _slots(given: dict[str, Any], implementation: str | None = None) -> Any:
-    """Gated slot attention: a memory of keys whose slots compete, and one of values."""
+    """Gated slot attention as two recurrences: a memory of keys whose slots compete, and one of values."""
     import jax
     import jax.numpy as jnp
 
@@ -208,7 +208,7 @@ ROWS = {
 
 
 def fla(peer: Peer) -> Callable[..., Any]:
-    """The peer's function, from its file alone."""
+    """The peer's function, loaded from its file alone."""
     found = importlib.util.find_spec("fla")
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
@@ -225,7 +225,7 @@ def fla(peer: Peer) -> Callable[..., Any]:
 
 
 def take_turns(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """The least milliseconds of each, called in turn, after one call that is not counted."""
+    """The least milliseconds of each contestant, called in turn, after one call that is not counted."""
     for run in contestants.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -320,12 +320,14 @@ def temporary(program: Any, names: str, length: int) -> int:
 
 
 def slope(x: Any, y: Any) -> float:
-    """The exponent of the power of ``x`` that fits ``y``."""
+    """The exponent of the power law in ``x`` fitted to ``y``."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def density() -> dict[str, Any]:
-    """Windowed attention beside the dense one at 4,096 tokens: what of the dense time is left."""
+    """Windowed attention compared with dense attention at 4,096 tokens: its time divided by the dense time multiplied
+    by the density, of visible pairs and of computed blocks.
+    """
     import jax
     import jax.numpy as jnp
 

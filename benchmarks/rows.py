@@ -1,4 +1,4 @@
-"""What the commands share that make rows of a comparison of mixers: their options, their files, and how they end."""
+"""What the commands that compare mixers row by row share: their options, their files, and how they end."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Row = dict[str, Any]
 
 
 def parser(description: str | None, quick: str, row_seconds: float) -> argparse.ArgumentParser:
-    """The options that all of them have.
+    """A parser with the options that all of these commands have.
 
     Args:
       description: of the command.
       quick: what the quick form is.
-      row_seconds: how long a row may take, where the user does not say.
+      row_seconds: default for the seconds that a row may take.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help=quick)
     made.add_argument("--seeds", help="default 0,1,2, of the quick form 0")
-    made.add_argument("--minutes", type=float, default=float("inf"), help="after which no row is begun")
+    made.add_argument("--minutes", type=float, default=float("inf"), help="after which no row is started")
     made.add_argument("--row_seconds", type=float, default=row_seconds, help="after which a row counts as too long")
     made.add_argument("--again", action="store_true", help="also rows that are there already")
     made.add_argument("--output", type=pathlib.Path, help="folder for all files; see above where they go without")
@@ -105,11 +105,13 @@ def make(
     for task in dict.fromkeys(row["job"]["task"] for row in rows if "task" in row["job"]):
         print(f"{explain(task)}\n{standings.table(rows, task)}\n")
     if len(rows) < len(jobs):
-        raise ValueError(f"{len(jobs) - len(rows)} of {len(jobs)} rows were not begun: the same command goes on")
+        raise ValueError(
+            f"{len(jobs) - len(rows)} of {len(jobs)} rows were not started: run the same command again to continue"
+        )
 
 
 def save(figures: Mapping[str, Figure], folder: pathlib.Path, name: str, salt: str) -> list[pathlib.Path]:
-    """Writes pictures as files that are the same bytes for the same rows."""
+    """Writes pictures as files that are byte-identical for identical rows."""
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def save(figures: Mapping[str, Figure], folder: pathlib.Path, name: str, salt: s
 
 
 def serve(do: Callable[[Job], Row]) -> None:
-    """The process that makes rows."""
+    """Runs the worker process that computes rows."""
     import jax
 
     from benchmarks import worker
@@ -132,7 +134,7 @@ def serve(do: Callable[[Job], Row]) -> None:
 
 
 def run(given: argparse.Namespace, work: Callable[[], None], measure: Callable[[argparse.Namespace], None]) -> None:
-    """Runs a command: it ends with 0 where every row is there, whatever it says, and else with 1 and a message."""
+    """Runs a command: exits with 0 if every row is there, whatever it says, and otherwise with 1 and a message."""
     if given.work:
         work()
         return
@@ -141,4 +143,4 @@ def run(given: argparse.Namespace, work: Callable[[], None], measure: Callable[[
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the rows that were done are kept, and the same command goes on")
+        sys.exit("interrupted: finished rows are kept, run the same command again to continue")

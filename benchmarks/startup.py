@@ -154,7 +154,7 @@ def theirs(name: str, token: bool) -> None:
 
 
 def planning() -> None:
-    """Measures the matching of a file's names and shapes with a model; nothing is allocated."""
+    """Measures matching a file's names and shapes with a model; nothing is allocated."""
     import numpy as np
 
     import zoo
@@ -190,7 +190,7 @@ def planning() -> None:
 
 
 def peak_memory(reset: bool = False) -> int:
-    """Bytes that the process held at the most, from now on with ``reset``; 0 where the system does not count them."""
+    """The most bytes that the process has held, from now on with ``reset``; 0 where the system does not report them."""
     try:
         if reset:
             pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -229,7 +229,7 @@ def loading(way: str, path: str) -> None:
 
 
 def measured(side: str, name: str, home: pathlib.Path, limit: float, path: str) -> dict[str, Any]:
-    """What the processes of one side of a row print, within ``limit`` seconds; why it is not all."""
+    """What the processes of one side of a row print within ``limit`` seconds, and the reason if it is incomplete."""
     row: dict[str, Any] = {}
     environment = {**os.environ, "PYTHONPATH": str(home), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     end = time.monotonic() + limit
@@ -257,7 +257,7 @@ def measured(side: str, name: str, home: pathlib.Path, limit: float, path: str) 
 
 
 def smallest_of_each_family(but: Iterable[str]) -> list[str]:
-    """The model of least width times depth of each family that ``but`` has none of."""
+    """For each family without a model in ``but``, the model with the smallest width times depth."""
     import zoo
 
     def size(name: str) -> int:
@@ -274,7 +274,7 @@ def smallest_of_each_family(but: Iterable[str]) -> list[str]:
 
 
 def ratios(row: dict[str, Any]) -> None:
-    """Adds how many times the CPU seconds of each stage the others take."""
+    """Adds the ratio of the others' CPU seconds to ours for each stage."""
     for side in ("baseline", "peer"):
         found = {}
         for stage, other in row.get(side, {}).items():
@@ -287,7 +287,7 @@ def ratios(row: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def worktree(commit: str) -> Iterator[pathlib.Path]:
-    """A checkout of a commit, for as long as the context is open."""
+    """A checkout of a commit that exists while the context is open."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it does not stay where the run is cut short
     with tempfile.TemporaryDirectory() as folder:
         home = pathlib.Path(folder) / "baseline"
@@ -299,7 +299,7 @@ def worktree(commit: str) -> Iterator[pathlib.Path]:
 
 
 def revision(name: str) -> str:
-    """The first digits of a commit."""
+    """The abbreviated hash of a commit."""
     command = ["git", "rev-parse", "--short=7", name]
     return subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True).stdout.strip()
 

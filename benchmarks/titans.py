@@ -1,14 +1,13 @@
-"""The memories of Titans and Miras on this device: learning in chunks against token by token, the same algorithm, in
-one run.
+"""The memories of Titans and Miras on this device: learning in chunks compared with token by token, the same algorithm,
+in one run.
 
 ``python -m benchmarks.titans`` writes benchmarks/results/<platform>/titans.json: milliseconds of the forward pass and
-of its gradient (the least of several runs, the two forms taken in turn), their ratio, the greatest relative difference
+of its gradient (the least of several runs, the two forms taking turns), their ratio, the greatest relative difference
 of their outputs, and the temporary memory of the gradient. One row, four heads of 32, float32.
 
-Moneta multiplies roundings: with its initial gates the two forms differ by 1e-6 after 64 tokens and by 1 after 2048, in
-  float64 by
-1e-15 and 1e-7. They are the same algorithm, and its weights at the end are not determined by float32 arithmetic at such
-lengths.
+Moneta amplifies rounding errors: with its initial gates the two forms differ by 1e-6 after 64 tokens and by 1 after
+2048, in float64 by 1e-15 and 1e-7. They are the same algorithm, but float32 arithmetic does not determine the weights
+at the end of such lengths.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ HEADS, SIZE = 4, 32
 
 
 def tokens_of(layer: NeuralMemory, length: int) -> Tokens:
-    """What random tokens bring to the memory, with the layer's initial gates."""
+    """The inputs of the memory for random tokens, with the layer's initial gates."""
     import jax.numpy as jnp
 
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, length, HEADS * SIZE)), jnp.float32)
@@ -46,7 +45,7 @@ def milliseconds(run: Any, *arguments: Any) -> float:
 
 
 def measure(name: str, chunk: int, length: int, repeats: int) -> dict[str, Any]:
-    """One memory: both forms, forward and gradient."""
+    """The row of one memory: both forms, forward and gradient."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -55,7 +55,7 @@ def least(run: Callable[[], Any], repeats: int) -> float:
 
 
 def rate(multiply: Callable[[], Any]) -> float:
-    """1e9 operations a second of a function that makes one ``PRODUCT``."""
+    """Operations per second, in 1e9, of a function that computes one ``PRODUCT``."""
     return round(2e-6 * math.prod(PRODUCT) / least(multiply, 20), 1)
 
 
@@ -115,7 +115,7 @@ def ours(name: str, path: str, size: int, repeats: int) -> dict[str, Any]:
 
 
 def reference(name: str, clone: str) -> Any:
-    """Their model."""
+    """The peer's model."""
     if name == "biformer_tiny":
         from tests.references.biformer import authors
 
@@ -163,7 +163,7 @@ def theirs(name: str, path: str, size: int, repeats: int, clone: str, compiled: 
 
 
 def write_weights(name: str, path: str, clone: str) -> None:
-    """Their fresh model's weights, batch norms' statistics included."""
+    """Writes the weights of a freshly created peer model, including the statistics of batch norms."""
     import torch
     from safetensors.torch import save_file
 
@@ -172,7 +172,7 @@ def write_weights(name: str, path: str, clone: str) -> None:
 
 
 def in_process(side: str, name: str, path: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
-    """The row that a process of its own prints last, and why it ended if it was not done."""
+    """The row that a process of its own prints last, and the reason where it did not finish."""
     command = [
         sys.executable,
         "-m",
@@ -195,7 +195,7 @@ def in_process(side: str, name: str, path: str, size: int, args: argparse.Namesp
 
 
 def compare(name: str, size: int, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Ours, theirs in each form, and ours once more."""
+    """Ours, the peer in each form, and ours once more."""
     first = in_process("ours", name, path, size, args)
     print(f"{name}, batch {size}, ours:", json.dumps(first), flush=True)
     others = {side: in_process(side, name, path, size, args) for side in SIDES[1:]}

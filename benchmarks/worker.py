@@ -1,6 +1,6 @@
-"""Processes that do the rows of a benchmark: one that hangs, breaks or runs out of memory costs its row only.
+"""Worker processes for the rows of a benchmark: one that hangs, breaks or runs out of memory costs its row only.
 
-Jobs and rows are JSON objects, one a line, on standard input and output.
+Jobs and rows are JSON objects, one per line, on standard input and output.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Job = dict[str, Any]
 
 
 def serve(do: Callable[[Job], dict[str, Any]], ready: str) -> None:
-    """The worker's side: does the jobs of standard input; ends after a fault.
+    """The worker's side: does the jobs from standard input; exits after a fault.
 
     Args:
-      do: the row of a job.
-      ready: what it is ready on.
+      do: computes the row of a job.
+      ready: announced once the worker has started, such as the kind of its device.
     """
     print(json.dumps({"ready": ready}), flush=True)
     for line in sys.stdin:
@@ -36,11 +36,11 @@ def serve(do: Callable[[Job], dict[str, Any]], ready: str) -> None:
 
 
 class Worker:
-    """A process that does jobs; it is replaced where it hangs or ends.
+    """A process that does jobs; it is replaced if it hangs or exits.
 
     Args:
-      module: that calls :func:`serve` when it is run, with its arguments.
-      environment: variables besides those of this process.
+      module: run with its arguments as the worker; it calls :func:`serve`.
+      environment: variables in addition to those of this process.
     """
 
     def __init__(self, module: Sequence[str], environment: Mapping[str, str] | None = None):
@@ -49,7 +49,7 @@ class Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def run(self, job: Job, seconds: float) -> dict[str, Any]:
-        """The job's row; a "fault" where it takes longer than ``seconds``, or its process ends."""
+        """The job's row; with a "fault" if it takes longer than ``seconds`` or the process exits."""
         end = time.monotonic() + seconds
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(

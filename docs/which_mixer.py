@@ -138,8 +138,8 @@ def decisions(report: Report) -> list[str]:
     bare = {name: row for name, row in own.items() if not _kernels(row)}
     return [
         f"**Does length matter?** Compared with the median of the {len(linear)} causal mixers of exponent 1, "
-        f"`attention` needs this multiple of their operations: {steps} tokens. Up to the length where the multiple is about 1, "
-        "operations are no reason to replace it.",
+        f"`attention` needs this multiple of their operations: {steps} tokens. Up to the length where the "
+        "multiple is about 1, operations are no reason to replace it.",
         f"**Images and other maps.** In order of 10^9 operations at 64 x 64 tokens, the fewest first: "
         f"{_names(maps, at_middle, described)}."
         f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. "

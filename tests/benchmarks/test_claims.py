@@ -1,4 +1,4 @@
-"""The claims run, tiny; their judgement and their long-sequence reading are right."""
+"""The claims run in a tiny form; their verdicts, and the reading of long sequences in pieces, are right."""
 
 from __future__ import annotations
 

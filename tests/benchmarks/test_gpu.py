@@ -1,5 +1,5 @@
-"""The script for a GPU, as far as it goes without one: tiny, on a CPU, XLA in the kernels' place; its figures mean
-nothing and are not kept.
+"""The GPU benchmark as far as it runs without a GPU: tiny inputs on a CPU, XLA in place of the kernels; its figures
+mean nothing and are not kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The claims on memories are judged as they say, and their models are of one size where they say so."""
+"""The verdicts of the claims on memories follow their docstrings, and models have equal sizes where they say so."""
 
 from __future__ import annotations
 

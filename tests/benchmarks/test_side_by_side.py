@@ -1,4 +1,6 @@
-"""All mixers side by side: costs are those of the programs, rows are kept, and what takes too long is tried once."""
+"""All mixers side by side: costs are those of the programs, rows are kept, and a mixer that takes too long is tried
+once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of starting and of convolutions keep what they measured, and measure what they say."""
+"""The benchmarks of start-up and of convolutions keep rows measured before, and measure what their docstrings say."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The claims on vision models are judged as they say; images have the sizes that they name, and ranks and operations
-are right by definition.
+"""The verdicts of the claims on vision models follow their docstrings; images have the stated sizes, and ranks and
+operations agree with their definitions.
 """
 
 from __future__ import annotations

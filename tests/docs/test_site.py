@@ -1,4 +1,4 @@
-"""The site holds together: every page is in its navigation, links lead somewhere, messages are those of the code."""
+"""The site is consistent: every page is in its navigation, links resolve, and quoted messages are those of the code."""
 
 from __future__ import annotations
 

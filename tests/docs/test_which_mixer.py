@@ -1,4 +1,4 @@
-"""The page that helps to choose a mixer says what was counted, and its picture shows it."""
+"""The page that helps to choose a mixer agrees with the counts, and its picture shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AltUp by another form of its equations, and piece by piece."""
+"""AltUp against another form of its equations, and piece by piece."""
 
 from __future__ import annotations
 

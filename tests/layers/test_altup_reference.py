@@ -1,4 +1,4 @@
-"""AltUp as Gemma 3n has it, against transformers: random weights, float32."""
+"""AltUp as in Gemma 3n, against transformers: random weights, float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block-recurrent attention against the recorded layer of its authors, and where it begins against its equations."""
+"""Block-recurrent attention against the recorded layer of its authors, and its initial state against its equations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controls that mixers are set beside: distances, connections and no state, written out in numpy."""
+"""The controls that mixers are compared with: distances, connections and no state, written out in numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The short causal convolution against its sum, cut anywhere, with rows of different lengths and padding of NaN."""
+"""The short causal convolution against its sum: cut at any token, with rows of different lengths and NaN in the
+padding.
+"""
 
 from __future__ import annotations
 

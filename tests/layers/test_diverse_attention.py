@@ -1,4 +1,4 @@
-"""Token-aware pooling and the loss of diverse attention, beside loops, and the loss beside the authors' own."""
+"""Token-aware pooling and the loss of diverse attention against loops, and the loss against the authors' own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Mixtures of experts beside their equation in float64, both forms of the same sum, what is reported, and what training
-corrects.
+"""Mixtures of experts against their equation in float64, both forms of the same sum, what is reported, and what
+training corrects.
 """
 
 from __future__ import annotations

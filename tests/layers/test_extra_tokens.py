@@ -1,4 +1,4 @@
-"""Extra tokens stand where they are said to, with what is known of their neighbors, and are taken out again."""
+"""Extra tokens are inserted where stated, inherit what is known of their neighbors, and are removed again."""
 
 from __future__ import annotations
 

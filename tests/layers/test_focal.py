@@ -1,4 +1,4 @@
-"""Focal modulation of maps of which a part is padding."""
+"""Focal modulation of maps that are partly padding."""
 
 from __future__ import annotations
 

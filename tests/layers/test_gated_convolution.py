@@ -1,4 +1,4 @@
-"""The gated convolution of maps of which a part is padding, and what it refuses."""
+"""The gated convolution of maps that are partly padding, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Attention whose scores fall against recorded outputs of flash-linear-attention and of the authors of RMT and
-LookHere, and BigBird's blocks against transformers' layer.
+"""Attention whose scores decay with distance, against recorded outputs of flash-linear-attention and of the authors of
+RMT and LookHere, and BigBird's blocks against transformers' layer.
 """
 
 from __future__ import annotations

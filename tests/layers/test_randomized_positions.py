@@ -1,4 +1,4 @@
-"""What is drawn for randomized positions, and what a mixer makes of it."""
+"""Which randomized positions are sampled, and how a mixer uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What distances do to scores: against the papers' equations in numpy, and T5's buckets against transformers."""
+"""Relative position biases: against the papers' equations in numpy, and T5's buckets against transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reversed attention beside its equation, with the matrix of all pairs, in float64."""
+"""Reversed attention against its equation, with the matrix of all pairs, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S4 in float64 against dense matrices: where it begins, its kernel and the slopes of that."""
+"""S4 in float64 against dense matrices: its initialization, its kernel and the kernel's gradient."""
 
 from __future__ import annotations
 

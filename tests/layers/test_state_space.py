@@ -1,6 +1,4 @@
-"""State spaces against their papers' formulas: kernels and recurrences written out, and the numbers that layers start
-from.
-"""
+"""State spaces against their papers' formulas: kernels and recurrences written out, and initial values of layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops in numpy, against which test_ops.py sets the reference, the memory of the XLA form, and refusals."""
+"""Loops in numpy as the truth for the reference of test_ops.py, the memory of the XLA form, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops over the paper's rule, against which test_ops.py sets the reference, neighborhood attention's halves, its
+"""Loops over the paper's rule as the truth for the reference of test_ops.py, neighborhood attention's halves, its
 simulator, and refusals.
 """
 

@@ -1,4 +1,4 @@
-"""What small models want of their images."""
+"""Image settings that small models need."""
 
 import dataclasses
 

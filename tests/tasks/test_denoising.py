@@ -1,4 +1,4 @@
-"""Denoising: what is hidden, of whom, and how much; losses; a model that goes on from it."""
+"""Denoising: which tokens are hidden, in which rows, and how many; losses; a model that is trained on from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded digits: an exact, fixed, stratified split, written once however many write it."""
+"""The embedded digits: an exact, fixed, stratified split, written once even when several processes write it."""
 
 import hashlib
 import json

@@ -1,5 +1,5 @@
-"""Meshes: the same run on one device and on many, born in parts, taken up on another mesh, by several processes, and
-after one of them is killed.
+"""Meshes: the same run on one device and on many, parameters created in shards, continued on another mesh, by several
+processes, and after one of them is killed.
 """
 
 from __future__ import annotations

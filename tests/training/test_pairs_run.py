@@ -1,4 +1,4 @@
-"""Pairs of texts through the commands' own assembly and loop: a run, its figures, and what its weights write."""
+"""Pairs of texts through the commands' own assembly and loop: a run, its figures, and what its weights generate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that end early: asked to stop, killed while saving, out of disk. What goes on equals what never stopped."""
+"""Runs that end early: asked to stop, killed while saving, out of disk. A resumed run equals an unbroken one."""
 
 from __future__ import annotations
 

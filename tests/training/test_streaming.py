@@ -1,4 +1,4 @@
-"""Text read in order: each row of a batch goes on where it was, and a model keeps what it has read."""
+"""Text read in order: each row of a batch continues where it stopped, and a model keeps its state between windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Perceiver IO: latents read words alone that are real, at a cost that is linear in them, and what it refuses."""
+"""Perceiver IO: latents attend only to tokens that are not padding, at a cost linear in the tokens, and what it
+refuses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mixers PVT takes; test_recorded_models.py compares numbers."""
+"""Which mixers PVT accepts; test_recorded_models.py compares numbers."""
 
 from __future__ import annotations
 

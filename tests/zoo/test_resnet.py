@@ -1,4 +1,6 @@
-"""What stands in ResNet's bottlenecks, and what is refused; test_resnet_reference.py compares numbers."""
+"""What can replace the convolution in ResNet's bottlenecks, and what is refused; test_resnet_reference.py compares
+numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S4D's two architectures: what the registry's suites do not ask."""
+"""S4D's two architectures: what the registry's suites do not test."""
 
 from __future__ import annotations
 

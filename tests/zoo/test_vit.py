@@ -1,4 +1,4 @@
-"""ViT: names, register tokens and the measure that register tokens were invented for."""
+"""ViT: names, register tokens and the outlier norms that register tokens were invented for."""
 
 from __future__ import annotations
 
