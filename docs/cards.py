@@ -27,9 +27,9 @@ model that a card names: each kind of block is drawn once, with the numbers of i
 are the modules that the branch passes through. In a table, models whose sizes are the zoo's own choice are marked
 "ours".
 
-Weights named in the last column load with `zoo.create(NAME, weights=TAG)`; [released
-weights](how_to/released_weights.md) lists the other ways, and [weights](weights.md) what was compared. Their licenses
-are as stated where they were released: read them there before you rely on them.
+Weights named in the last column load with `zoo.create(NAME, weights=TAG)`;
+[released weights](how_to/released_weights.md) lists the other ways, and [weights](weights.md) what was compared. Their
+licenses are as stated where they were released: read them there before you rely on them.
 """
 
 
