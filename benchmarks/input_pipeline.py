@@ -1,5 +1,5 @@
-"""Whether training waits for its images: how many a second the folder pipeline delivers, beside timm's loader and what
-a training step of ViT-Ti takes, in one run.
+"""Whether training waits for its images: images per second of the folder pipeline, compared with timm's loader and with
+a training step of ViT-Ti, in one run.
 
 ``python -m benchmarks.input_pipeline`` writes benchmarks/results/<platform>/input_pipeline.json. 192 JPEG files of 500
 x 375 pixels (smooth shapes with noise, quality 90, 74 kB each) are read from folders of classes, cropped at random to
@@ -7,13 +7,13 @@ x 375 pixels (smooth shapes with noise, quality 90, 74 kB each) are read from fo
 timm. Its magnitude is 9 without noise: with that of the published recipe (mstd0.5) timm 1.0.31 posterizes to 0 bits now
 and then, which Pillow 13 refuses. Each figure is the best of the rounds, in which the contestants take turns.
 
-    ours, timm     images a second that each delivers while nothing else runs, in batches
-    step           images a second of a training step of vit_tiny_patch16_224 on one batch that is there: float32,
+    ours, timm     images per second that each delivers in batches while nothing else runs
+    step           images per second of a training step of vit_tiny_patch16_224 on one batch in memory: float32,
                    AdamW, mixup and CutMix, as train.py runs it
     fed            the same step on the batches of the pipeline, which shares the cores with it
     waiting        the share of that time in which the step waits for a batch
 
-Asked is twice as many images from the pipeline as the step takes.
+The target is twice as many images from the pipeline as the step takes.
 """
 
 from __future__ import annotations

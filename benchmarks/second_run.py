@@ -1,16 +1,16 @@
-"""How long the same command takes until it trains when it is given again: train.py with programs that were kept.
+"""How long train.py takes until it trains when the same command is run again, with cached programs.
 
 ``python -m benchmarks.second_run [--baseline=COMMIT]`` writes benchmarks/results/<platform>/second_run.json after each
 config. A config of this repository is started by ``train.py --config=configs/NAME.py`` in fresh processes and working
 directories that share a new cache of compiled programs, and is stopped when its step is compiled. Seconds since the
-process began, the least of all runs but the first, CPU seconds of it in brackets:
+process began, the least of all runs but the first, CPU seconds in parentheses:
 
     first     the first run, which compiles
     ready     until the model, the data and the working directory are there
     traced    until the step is traced and its memory estimated
-    trains    until the step is lowered and its program read: the next thing is the first step
+    trains    until the step is lowered and its program loaded from the cache: the first step follows
 
-With a baseline, that commit runs in turn, in a git worktree and with a cache of its own.
+With a baseline, the two commits take turns; the baseline has a git worktree and a cache of its own.
 """
 
 from __future__ import annotations

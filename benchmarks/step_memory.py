@@ -1,18 +1,19 @@
 """How many examples of a training step fit in the memory of a device, for every published model, counted by tracing:
-``python -m benchmarks.step_memory`` writes benchmarks/results/counted/step_memory.json after each model and goes on
+``python -m benchmarks.step_memory`` writes benchmarks/results/counted/step_memory.json after each model and continues
 with those that are missing; ``--again`` counts those of ``--only`` once more.
 
-Nothing is computed, and no parameter is made. The step is that of train.py with everything in float32: AdamW, cross
-entropy, nothing computed again (``remat="nothing"``), no average of the weights. Images have the size of the model; a
-text has as many tokens as the model has positions, 2,048 where it has no end, and so has each side of an
-encoder-decoder. Ops have the form that they take on a CPU: kernels of other devices keep less.
+Nothing is computed, and no parameter is allocated. The step is that of train.py with everything in float32: AdamW,
+cross entropy, no rematerialization (``remat="nothing"``), no average of the weights. Images have the size of the model;
+a text has as many tokens as the model has positions, 2,048 where it has no limit, and so has each side of an
+encoder-decoder. Ops have the form that they take on a CPU; kernels on other devices keep less.
 
-Memory is what :func:`training.memory.needed` says. Where two steps have the same operations, the memory of each moment
-grows linearly with the examples, so that two traced steps predict how many fit. That many are traced too, and where
-they need another amount, because a layer has another form for more rows, the prediction is repeated with them.
+Memory is the estimate of :func:`training.memory.needed`. Where two steps have the same operations, the memory at each
+point of the program grows linearly with the number of examples, so two traced steps predict how many fit. A step with
+that many is traced too; where its need differs from the prediction, because a layer has another form for more rows, the
+prediction is repeated with it.
 
-``--compile=MODEL,...`` compiles steps on this device with as many examples as fit 8 GiB by that count, and records
-what the compiler says beside the estimate. That needs no more memory than compiling does.
+``--compile=MODEL,...`` compiles steps on this device with as many examples as fit 8 GiB by that count, and records the
+compiler's figure beside the estimate. That needs no more memory than compilation does.
 """
 
 from __future__ import annotations

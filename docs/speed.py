@@ -260,7 +260,7 @@ def second_run(report: Report) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     text = (
         f"`python -m benchmarks.second_run`, {versions}{_load(report)}. Seconds since `train.py` began, CPU seconds in "
-        f"brackets. Asked are {_number(report['asked'])} s until it trains."
+        f"parentheses. The target is {_number(report['asked'])} s until it trains."
     )
     head = ["config", "", "first run, trains", "second: ready", "traced", "trains", ""]
     return f"## Until a second run trains\n\n{text}\n\n{table(head, rows)}"
@@ -325,16 +325,16 @@ def rematerialization(report: Report) -> str:
 
 
 def input_pipeline(report: Report) -> str:
-    """Images a second of the pipeline, beside what a step takes."""
+    """Images per second of the input pipeline, compared with those of a training step."""
     row = report["images_per_second"]
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     text = (
         f"`python -m benchmarks.input_pipeline`, {versions}{_load(report)}: JPEG files from folders of classes, random "
         f"crops of 224 pixels, RandAugment, {report['workers']} workers, and the training step of {report['model']}, "
-        f"{report['batch_size']} images a batch. Asked are {_number(row['asked'])} times as many images as the step "
-        f"takes{'' if row['times_the_step'] >= row['asked'] else ': missed'}. Fed by the pipeline, which shares the "
-        f"cores with it, the step takes {_number(row['fed'])} images a second and waits {row['waiting']:.1%} of the "
-        "time."
+        f"{report['batch_size']} images a batch. The target is {_number(row['asked'])} times as many images as the "
+        f"step takes{'' if row['times_the_step'] >= row['asked'] else ': missed'}. Fed by the pipeline, which "
+        f"shares the cores with it, the step takes {_number(row['fed'])} images per second and "
+        f"waits {row['waiting']:.1%} of the time."
     )
     cells = [row["ours"], row["timm"], row["times_timm"], row["step"], row["times_the_step"]]
     head = ["ours, images/s", "timm, images/s", "times timm", "the step, images/s", "times the step"]

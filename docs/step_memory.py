@@ -1,5 +1,5 @@
-"""The page of what a training step needs in memory: ``python -m docs.step_memory`` writes docs/step_memory.md from what
-``python -m benchmarks.step_memory`` counted.
+"""The page of the memory that a training step needs: ``python -m docs.step_memory`` writes docs/step_memory.md from the
+counts of ``python -m benchmarks.step_memory``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from zoo.registry import variant
 PAGE = HOME / "docs" / "step_memory.md"
 HEAD = """# Batch sizes that fit
 
-Written by `python -m docs.step_memory` from what `python -m benchmarks.step_memory` counted; not edited by hand. How
+Written by `python -m docs.step_memory` from the counts of `python -m benchmarks.step_memory`; not edited by hand. How
 many examples of a training step fit in the memory of one device, for models whose sizes are published: float32, AdamW,
-cross entropy, nothing computed again. An example is an image of the model's size, or as many tokens as it has
-positions, 2,048 where it has no end; an encoder-decoder reads as many on each side.
+cross entropy, no rematerialization. An example is an image of the model's size, or a text of as many tokens as the
+model has positions, 2,048 where it has no limit; an encoder-decoder reads as many on each side.
 
-The figures are estimated from the traced step, as `train.py` does before it compiles: nothing was run, and ops have the
-form that they take on a CPU, where the kernels of other devices keep less. A compiler may need half as much or twice as
-much. "State" is parameters and both moments of AdamW; one example is what a step of one needs. Where not even one fits,
-`--config.remat=block`, `--config.scan=True`, `--config.dtype=bfloat16`, a shorter input or several devices
-(`--config.mesh.fsdp`) are what is left; a larger batch than fits is had with `--config.accumulate`.
+The figures are estimated from the traced step, as `train.py` does before it compiles. Nothing was run, and ops have the
+form that they take on a CPU; kernels on other devices keep less. The actual need may be half or twice as much,
+depending on the compiler. "State" is the parameters and both moments of AdamW; "one example" is the need of a step with
+one example. Where not even one fits, use `--config.remat=block`, `--config.scan=True`, `--config.dtype=bfloat16`, a
+shorter input or several devices (`--config.mesh.fsdp`); for a larger batch than fits use `--config.accumulate`.
 """
 
 
