@@ -66,7 +66,7 @@ def test_rows_are_kept_and_drawn(
 ) -> None:
     pytest.importorskip("matplotlib")
     run = ["--quick", "--only=attention,mamba2", "--lengths=1024,256,4096", f"--output={tmp_path}"]
-    with pytest.raises(SystemExit, match="16 of 16 rows were not begun"):
+    with pytest.raises(SystemExit, match="16 of 16 rows were not started"):
         mixers.main([*run, "--minutes=-1"])
     mixers.main([*run, "--tasks=none"])
     mixers.main(run)
