@@ -182,7 +182,7 @@ def test_a_stack_splits_where_reductions_are(form: dict[str, Any]) -> None:
         np.testing.assert_array_equal(about.kept.cells, want[1].kept.cells)
         assert (about.kept.grid, about.kept.prefix) == (GRID, PREFIX)
     assert relative(anew, expected[3][0]) > 1e-4  # positions have a part in it
-    with pytest.raises(ValueError, match="can't be read piece by piece"):
+    with pytest.raises(ValueError, match="can't read in pieces"):
         stack.init_state(2, 8)
 
 
