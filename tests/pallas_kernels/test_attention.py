@@ -317,7 +317,7 @@ def test_misfits_are_refused(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("axis", "implementation", "options", "reason"),
     [
-        ("tensor", "mosaic_tpu", {"score": lambda x, head, q, k: x * head}, "counts heads, which the mesh splits"),
+        ("tensor", "mosaic_tpu", {"score": lambda x, head, q, k: x * head}, "depends on the head, and the mesh"),
         ("sequence", "all_to_all", {"score": lambda x, head, q, k: x * head}, "score is given"),
         ("tensor", "mosaic_tpu", {"relative_bias": like((4, 9))}, "relative_bias is given, which its tiles don't read"),
         ("tensor", "mosaic_tpu", {"normalize": "none"}, 'not "none"'),

@@ -101,7 +101,7 @@ def test_figures() -> None:
     )
     loss, _ = task.loss(lambda x: jnp.asarray(found), batch, jax.random.key(0))
     assert float(loss) == pytest.approx(((found - batch["y"]) ** 2).mean(), rel=1e-5)
-    with pytest.raises(ValueError, match=r"predicts \(4, 30, 2\) and \(4, 3, 1\) is wanted, .* as hiss_nano"):
+    with pytest.raises(ValueError, match=r"predicts \(4, 30, 2\), but targets are \(4, 3, 1\), .* such as hiss_nano"):
         task.loss(lambda x: x, batch, jax.random.key(0))
 
 

@@ -135,7 +135,7 @@ def test_a_missing_config_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("x = 1", r"defines get_config\(\)"), ("def", "is not Python: invalid syntax, line 1")]
+    ("text", "message"), [("x = 1", r"not define get_config\(\)"), ("def", "is not Python: invalid syntax, line 1")]
 )
 def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
     (tmp_path / "none.py").write_text(text)

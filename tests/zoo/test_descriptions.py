@@ -279,7 +279,7 @@ def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> N
             "gemma_nano",
             DECODER,
             {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]},
-            "full attention is not every",
+            "full attention is not periodic",
         ),
         (
             "albert_nano",
