@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import warnings
 from collections.abc import Callable
@@ -225,6 +226,7 @@ def test_what_an_image_processor_writes_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", PROCESSORS)
 def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> None:
     """On a smooth image, on which resamplings differ little and crops differ much."""
+    importlib.import_module("tests.references.live")  # for torchvision, which the processors import
     transformers = pytest.importorskip("transformers")
     kind, config, _ = PROCESSORS[case]
     ours = processed(case, tmp_path)
