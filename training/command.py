@@ -173,7 +173,7 @@ def run(main: Callable[[], None]) -> None:
                 raise ValueError(f"unknown argument {arguments[1]!r}: flags begin with --; --help lists them")
             main()
 
-    gc.freeze()  # what was imported stays: no search for garbage need look through it again
+    gc.freeze()  # imported objects stay: the garbage collector skips them from now on
     keep_compiled()
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report every file that they open
     app.run(guarded, flags_parser=parse)

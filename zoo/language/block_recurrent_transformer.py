@@ -81,7 +81,7 @@ class BlockRecurrentTransformer(Causal):
 
     def __init__(self, config: BlockRecurrentTransformerConfig, *, rngs: nnx.Rngs):
         """Raises:
-        ValueError: feedback without a recurrent layer, or with what is drawn or summed over all tokens of a text.
+        ValueError: feedback without a recurrent layer, or with random choices or losses inside its layers.
         """
         super().__init__(config, rngs=rngs)
         if not config.feedback:
@@ -96,8 +96,8 @@ class BlockRecurrentTransformer(Causal):
         whole["experts"] = named == "experts" or config.mlp_pattern is not None
         if asked := [name for name, value in whole.items() if value]:
             raise ValueError(
-                f"feedback=True reads a text window by window, in which nothing is drawn and no loss is summed: leave "
-                f"{asked[0]} out"
+                f"feedback=True reads a text window by window in one loop, which supports no random choices and no "
+                f"losses of its layers: leave {asked[0]} out"
             )
 
     @property
@@ -148,7 +148,7 @@ class BlockRecurrentTransformer(Causal):
             return super().extend_hidden(tokens, state, mask, segment_ids)
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
         x, known = self._embed(tokens, places), Tokens(mask, segment_ids=segment_ids)
-        empty = None if segment_ids is None else self.blocks.init_state(len(x), dtype=x.dtype)
+        empty = None if segment_ids is None else self.blocks.init_state(x.shape[0], dtype=x.dtype)
         where = {"positions": places, "document": state.segment}
         (x,), blocks, _ = read_on(self._step(empty), state.blocks, (x,), known, self.config.window, **where)
         return self._normed(x), CausalState(blocks, length, segment)
