@@ -75,9 +75,9 @@ class Result:
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether the process was asked to stop by SIGTERM or Ctrl-C; only the main thread can
-    receive these signals.
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether SIGTERM or Ctrl-C asked for a stop; only the main thread can receive
+    these signals.
 
     A second Ctrl-C stops at once, without saving.
     """
@@ -240,7 +240,7 @@ def train(
         count = sum(leaf.size for leaf in state["params"].values())
         trained = sum(state["params"][name].size for name in optimizer.trainable)
         data = task.describe("train") if isinstance(task, Describes) else f"{len(examples):,} examples"
-        with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_told() as told_to_stop:
+        with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _stop_requests() as told_to_stop:
             log.say(f"workdir {workdir}")
             devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
             log.say(

@@ -215,7 +215,7 @@ class MultiHeadAttention(ProjectedAttention):
         after = continued(x.shape[1], state.length, jnp.zeros_like(state.length), tokens.mask)
         changing = (self.bias, self.relative, self.score, self.visible, self.window)
         of_keys = default_positions(k.shape[1])
-        # Where a token is matters to few models, and the op has more implementations where it is not told.
+        # Few models need positions here, and without them the op has more implementations.
         places = (None, None) if all(part is None for part in changing) else (after.positions, of_keys)
         y = self.attend(self.queries(x, after.positions), k, v, x, mask=state.mask, positions=places)
         return self.finish(y), dataclasses.replace(state, length=after.length)

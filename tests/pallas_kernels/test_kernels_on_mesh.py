@@ -37,7 +37,7 @@ class ToyCall(Call):
 
 @pytest.fixture
 def got() -> Iterator[list[dict[str, Any]]]:
-    """An op with a kernel for TPUs that tells what it is asked and what it gets."""
+    """An op with a kernel for TPUs that records its arguments."""
     shapes: list[dict[str, Any]] = []
 
     def kernel(call: ToyCall) -> tuple[Any, Any]:

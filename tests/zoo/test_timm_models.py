@@ -42,7 +42,7 @@ def module_of(family: Family) -> Any:
 @pytest.mark.parametrize("name", list(SMALL))
 def test_matches_timm(name: str, record_property: Any) -> None:
     """And where timm reads the authors' files, it reads ours of their names. The gradient is compared once a family:
-    what else is in its other variants, the forward pass tells.
+    what else is in its other variants, the forward pass shows.
     """
     family = SMALL[name]
     theirs, ours, state = pair(name)

@@ -242,7 +242,7 @@ class Causal(Model):
     ) -> jax.Array:
         """The input of the head, (batch, length, features): a large vocabulary need not be applied to every token."""
         x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask, positions, segment_ids)))
-        return self._normed(taken(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0]))
+        return self._normed(taken(self.through(x, known)[0]))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -262,8 +262,7 @@ class Causal(Model):
         """
         indices = last_of_quarters(len(self.blocks)) if indices is None else indices
         x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask)))
-        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
-        found = [taken(y) for y in self.blocks(x, known, capture=indices, **beside)[1]]
+        found = [taken(y) for y in self.through(x, known, indices)[1]]
         return [self._normed(x) for x in found] if norm else found
 
     @property
@@ -303,16 +302,30 @@ class Causal(Model):
             positions = self.places.at(places)
             known = self._heard(known.replace(positions=positions))
         x, known, taken = self.put_in(self._embed(tokens, positions), known, places)
+        x, blocks = self.through_next(x, known, state, places)
+        return self._normed(taken(x)), CausalState(blocks, length, segment)
+
+    def through(
+        self, x: jax.Array, known: Tokens, capture: Sequence[int] = ()
+    ) -> tuple[jax.Array, Sequence[jax.Array]]:
+        """The blocks on whole rows: the output of the last one, and those of the blocks ``capture``."""
+        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
+        x, found, *_ = self.blocks(x, known, capture=capture, **beside)
+        return x, found
+
+    def through_next(self, x: jax.Array, known: Tokens, state: CausalState, places: jax.Array) -> tuple[jax.Array, Any]:
+        """The blocks on tokens that continue those in ``state``, at the positions ``places``: the output of the last
+        one, and the new states of all."""
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
-        return self._normed(taken(x)), CausalState(blocks, length, segment)
+        return x, blocks
 
     def _normed(self, x: jax.Array) -> jax.Array:
         """The output of the last block as the head sees it."""
         return x if self.norm is None else self.norm(x)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """The input of the first block, and what the blocks are told about its tokens."""
+        """The input of the first block, and the ``Tokens`` that the blocks receive."""
         if self.places is not None and known.positions is None:
             known = known.replace(positions=self.places(known, tokens.shape[1]))
         return self._embed(tokens, known.places(tokens.shape[1])), self._heard(known)

@@ -315,7 +315,7 @@ class Encoder(Classifier):
         return self.leave(self._normed(self.blocks(x, known)[0]))
 
     def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
-        """What the blocks are told about the tokens: what the caller gave, and what the architecture adds."""
+        """The ``Tokens`` that the blocks receive: what the caller gave, and what the architecture adds."""
         return given
 
     def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:

@@ -38,10 +38,10 @@ from layers.block import Branch
 from layers.mixer import MixerSpec, Place
 from layers.module import collecting
 from layers.segmented import Piece, Step, read_on, read_whole
-from layers.tokens import Tokens, continued
+from layers.tokens import Tokens
 from pallas_kernels import masks
 from zoo.backbones.causal import Causal, CausalConfig, CausalState, Mlp
-from zoo.backbones.model import last_of_quarters, mixers
+from zoo.backbones.model import mixers
 from zoo.registry import register_family
 
 
@@ -116,52 +116,28 @@ class BlockRecurrentTransformer(Causal):
         # Part of the mixer's branch: same input, and the two outputs are added.
         return {"mixer": mixer, "feedback": Branch(reader, norm=None, order="parallel"), **branches}
 
-    def hidden(
-        self,
-        tokens: jax.Array,
-        mask: jax.Array | None = None,
-        positions: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-    ) -> jax.Array:
+    def through(
+        self, x: jax.Array, known: Tokens, capture: Sequence[int] = ()
+    ) -> tuple[jax.Array, Sequence[jax.Array]]:
         if not self.config.feedback:
-            return super().hidden(tokens, mask, positions, segment_ids)
-        return self._normed(self._through(*self._enter(tokens, Tokens(mask, positions, segment_ids)))[0])
-
-    def features(
-        self,
-        tokens: jax.Array,
-        indices: Sequence[int] | None = None,
-        mask: jax.Array | None = None,
-        *,
-        norm: bool = False,
-    ) -> list[jax.Array]:
-        if not self.config.feedback:
-            return super().features(tokens, indices, mask, norm=norm)
-        indices = last_of_quarters(len(self.blocks)) if indices is None else indices
-        found = self._through(*self._enter(tokens, Tokens(mask)), [i % len(self.blocks) for i in indices])[1:]
-        return [self._normed(x) for x in found] if norm else list(found)
-
-    def extend_hidden(
-        self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
-    ) -> tuple[jax.Array, CausalState]:
-        if not self.config.feedback:
-            return super().extend_hidden(tokens, state, mask, segment_ids)
-        places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
-        x, known = self._embed(tokens, places), Tokens(mask, segment_ids=segment_ids)
-        empty = None if segment_ids is None else self.blocks.init_state(x.shape[0], dtype=x.dtype)
-        where = {"positions": places, "document": state.segment}
-        (x,), blocks, _ = read_on(self._step(empty), state.blocks, (x,), known, self.config.window, **where)
-        return self._normed(x), CausalState(blocks, length, segment)
-
-    def _through(self, x: jax.Array, known: Tokens, capture: Sequence[int] = ()) -> tuple[jax.Array, ...]:
-        """Whole rows through all layers: their outputs, and those of the layers ``capture``."""
+            return super().through(x, known, capture)
         for mixer in mixers(self.blocks):
             if isinstance(mixer, StateReader):  # it gets one window at a time, of one document
                 continue
             mixer.checked(known)
             mixer.check_aligned(known.segment_ids)
         empty = self.blocks.init_state(x.shape[0], x.shape[1], x.dtype)
-        return read_whole(self._step(empty, capture), empty, (x,), known, self.config.window)[0]
+        step = self._step(empty, [i % len(self.blocks) for i in capture])
+        x, *found = read_whole(step, empty, (x,), known, self.config.window)[0]
+        return x, found
+
+    def through_next(self, x: jax.Array, known: Tokens, state: CausalState, places: jax.Array) -> tuple[jax.Array, Any]:
+        if not self.config.feedback:
+            return super().through_next(x, known, state, places)
+        empty = None if known.segment_ids is None else self.blocks.init_state(x.shape[0], dtype=x.dtype)
+        where = {"positions": places, "document": state.segment}
+        (x,), blocks, _ = read_on(self._step(empty), state.blocks, (x,), known, self.config.window, **where)
+        return x, blocks
 
     def _step(self, empty: Any, capture: Sequence[int] = ()) -> Step:
         """How all layers read some tokens of one window.
