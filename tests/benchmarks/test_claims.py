@@ -163,8 +163,10 @@ def test_induction_heads_are_judged_by_the_median_at_8192() -> None:
 def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
     small, *_, large = copying.STATES
 
-    def rows(mimetic: int, smallest: float = 0.3) -> list[dict[str, object]]:
+    def rows(mimetic: int, smallest: float = 0.3, linear: float = 0.4) -> list[dict[str, object]]:
         found = [row(f"transformer, string {length}", accuracy=1.0) for length in copying.LENGTHS]
+        for form, accuracy in zip(copying.FORMS, (0.95, linear)):
+            found.append(row(f"causal relations, {form}, string {copying.LENGTHS[0]}", accuracy=accuracy))
         for length, accuracies in zip(copying.LENGTHS, ((0.6, 0.99), (smallest, 0.97))):
             for state, accuracy in zip((small, large), accuracies):
                 for start, step in (("standard", 900), ("mimetic", mimetic)):
@@ -181,6 +183,10 @@ def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
     assert copying.verdict(rows(300))
     assert not copying.verdict(rows(1200)), "the mimetic start is the slower one"
     assert not copying.verdict(rows(300, smallest=0.98)), "the smaller state copies as well"
+    assert not copying.verdict(rows(300, linear=0.95)), "the linear form copies as well"
+    assert {paper: part(rows(1200, linear=0.95)) for paper, part in copying.PAPER.items()} == {
+        124: True, 165: False, 182: False
+    }  # fmt: skip
     assert steps_to(rows(300), f"mamba, state {large}, mimetic, string {short}", "accuracy", 0.9) == 300
     assert steps_to(rows(300), f"mamba, state {small}, standard, string {short}", "accuracy", 0.9) == float("inf")
 
