@@ -7,17 +7,25 @@
 
 x' = x / head_dim^(1/4), so that the expectation of phi(q) . phi(k) over W with standard normal rows is exp(q . k /
 sqrt(head_dim)). All of them map (..., head_dim) to (..., features) and act on the last axis alone.
+
+Exponential features of long vectors overflow or underflow. Their maps have a method ``logs`` too, the logarithms of the
+features. A quotient of sums of phi(q) . phi(k) does not change if each query is divided by a number and each feature of
+all keys by another, which :class:`layers.attention.linear.LinearAttention` does: divided by their largest values, the
+features of keys, and of queries times these values, are at most 1, and some of them are 1
+(:func:`queries_over_largest`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import widened
 from layers.initializers import normal, orthogonal
 from layers.module import Module, Statistic
 from primitives.exponential import silu
@@ -26,6 +34,19 @@ from suggestions import near
 FeatureMap = Callable[[jax.Array], jax.Array]
 FeatureMapSpec = str | Mapping[str, Any] | FeatureMap
 """A name, ``{"name": ..., **options}``, or a function of the last axis."""
+
+
+@runtime_checkable
+class ExponentialFeatures(Protocol):
+    """A feature map whose features are exponential functions."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array:
+        """Maps (..., head_dim) to (..., features)."""
+        ...
+
+    def logs(self, x: jax.Array, /) -> jax.Array:
+        """The logarithms of the features, less any constant: (..., features), at least float32."""
+        ...
 
 
 def elu_plus_one(x: jax.Array) -> jax.Array:
@@ -44,8 +65,8 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
-def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
-    """exp(W x - |x|^2 / 2) / sqrt(m): E[phi(x) . phi(y)] = exp(x . y) over W with standard normal rows.
+def positive_random_logs(x: jax.Array, projection: jax.Array) -> jax.Array:
+    """W x - |x|^2 / 2, the logarithms of m positive random features times sqrt(m).
 
     Args:
       x: (..., features).
@@ -54,9 +75,32 @@ def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
     Returns:
       (..., m), at least float32.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    logits = jnp.einsum("...d,md->...m", x, projection) - jnp.sum(x * x, -1, keepdims=True) / 2
-    return jnp.exp(logits) * len(projection) ** -0.5
+    x = widened(x)
+    return jnp.einsum("...d,md->...m", x, projection) - jnp.sum(x * x, -1, keepdims=True) / 2
+
+
+def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
+    """exp(W x - |x|^2 / 2) / sqrt(m): E[phi(x) . phi(y)] = exp(x . y) over W with standard normal rows.
+
+    Arguments and result are those of :func:`positive_random_logs`.
+    """
+    return jnp.exp(positive_random_logs(x, projection)) * len(projection) ** -0.5
+
+
+def queries_over_largest(asks: jax.Array, largest: jax.Array) -> jax.Array:
+    """The features of queries for keys whose features were divided by their largest values, up to a factor per query:
+    exp(asks + M - the maximum of asks + M over the features).
+
+    Args:
+      asks: the logarithms of the queries' features, (..., features).
+      largest: M, the maximum of the logarithms over the keys that a query sees, broadcastable; -inf if it sees none.
+
+    Returns:
+      (..., features), at most 1; 0 if there are no keys.
+    """
+    joint = asks + largest
+    top = jax.lax.stop_gradient(joint.max(-1, keepdims=True))
+    return jnp.exp(joint - jnp.where(jnp.isneginf(top), 0, top))
 
 
 class PositiveRandomFeatures(Module):
@@ -83,10 +127,27 @@ class PositiveRandomFeatures(Module):
         """Maps (..., head_dim) to (..., features)."""
         return positive_random_features(x * self.scale, self.projection[...])
 
+    def logs(self, x: jax.Array) -> jax.Array:
+        """The logarithms of the features times sqrt(features), (..., features)."""
+        return positive_random_logs(x * self.scale, self.projection[...])
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponential:
+    """exp(x)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """exp(x) in x's dtype."""
+        return jnp.exp(x)
+
+    def logs(self, x: jax.Array) -> jax.Array:
+        """x itself, at least float32."""
+        return widened(x)
+
 
 FEATURE_MAPS: dict[str, Any] = {
     "elu+1": elu_plus_one,
-    "exp": jnp.exp,
+    "exp": Exponential(),
     "identity": identity,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,

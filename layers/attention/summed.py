@@ -44,6 +44,7 @@ class Reading:
       tokens: mask, positions and segments of the tokens.
       starts: bool (batch, length), True where a document begins; None if none begins in this piece.
       before: sums over the tokens before this piece, by name; None if there are none.
+      segment: (batch,) int32, id of the document of these tokens; None if there are none.
       after: sums including this piece, by name; filled only if there are sums ``before``.
     """
 
@@ -63,7 +64,8 @@ class Reading:
         positions: (batch, length), positions of the tokens in their documents; required with a state.
         """
         self.tokens, self.before, self.after = tokens, None if state is None else state.sums, dict[str, jax.Array]()
-        self.starts = tokens.starts(None if state is None else state.segment)
+        self.segment = None if state is None else state.segment
+        self.starts = tokens.starts(self.segment)
         self._length, self._causal, self._positions = length, causal, positions
 
     def count(self) -> jax.Array:
@@ -81,22 +83,24 @@ class Reading:
         """Bool (batch, length, 1), the mask broadcastable over heads, True = real; None if all tokens are real."""
         return None if self.tokens.mask is None else self.tokens.mask[..., None]
 
-    def sum(self, name: str, asks: jax.Array, gives: jax.Array, values: jax.Array) -> jax.Array:
+    def sum(
+        self, name: str, asks: jax.Array, gives: jax.Array, values: jax.Array, decay: jax.Array | None = None
+    ) -> jax.Array:
         """The products asks_i . sum_j gives_j values_j^T with the sum called ``name``.
 
         Args:
           asks, gives: queries and keys (batch, length, heads, key_dim); ``gives`` must be 0 at padding.
           values: (batch, length, heads, value_dim).
+          decay: log decay of the sum at each token, of the op's shapes; for a causal sum.
 
         Returns:
           (batch, length, heads, value_dim).
         """
+        options: Any = {"decay": decay, "scale": 1.0, "starts": self.starts}
         if self.before is None:
-            return linear_attention(asks, gives, values, scale=1.0, causal=self._causal, starts=self.starts)
+            return linear_attention(asks, gives, values, causal=self._causal, **options)
         before = self.before[name]
-        found, after = linear_attention(
-            asks, gives, values, scale=1.0, initial_state=before, starts=self.starts, return_state=True
-        )
+        found, after = linear_attention(asks, gives, values, initial_state=before, return_state=True, **options)
         self.after[name] = after.astype(before.dtype)
         return found
 

@@ -89,7 +89,7 @@ def exponential_weights(
     """Weights and decays relative to the running maximum, for logits s and log decays f.
 
     Args:
-      logits: (batch, length, heads), s, float32.
+      logits: (batch, length, heads), s, float32; any more axes are as those of heads.
       forget: the same shape, f <= 0; None for 0.
       opening: m before the first token of a document.
       tokens: their mask and documents.
@@ -100,14 +100,15 @@ def exponential_weights(
     """
     forget = jnp.zeros_like(logits) if forget is None else forget
     s, f = jax.lax.stop_gradient((logits, forget))
+    more = tuple(range(2, logits.ndim))
     if tokens.mask is not None:
-        real = tokens.mask[..., None]
+        real = jnp.expand_dims(tokens.mask, more)
         s, f = jnp.where(real, s, -jnp.inf), jnp.where(real, f, 0)
     last = jnp.full_like(s[:, 0], opening) if state is None else state.largest.astype(s.dtype)
     starts = tokens.starts(None if state is None else state.segment)
     first = jnp.zeros(s.shape[:2], bool) if starts is None else starts
-    first = first.at[:, 0].set(True)[..., None]
-    entering = last[:, None] if starts is None else jnp.where(starts[..., None], opening, last[:, None])
+    first = jnp.expand_dims(first.at[:, 0].set(True), more)
+    entering = last[:, None] if starts is None else jnp.where(jnp.expand_dims(starts, more), opening, last[:, None])
     # At the first token of a document, and of the call, m so far enters as one more logit.
     reach = (jnp.where(first, -jnp.inf, f), jnp.where(first, jnp.maximum(s, f + entering), s))
     m = jax.lax.associative_scan(lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), reach, axis=1)[1]

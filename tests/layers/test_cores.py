@@ -4,6 +4,7 @@ promise.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from flax import nnx
 
 import layers
-from layers import LowRank, Tokens, assign
+from layers import LowRank, Tokens, assign, flatten
 from layers.attention.linear import normalized_linear_attention
 from layers.feature_maps import FEATURE_MAPS, create_feature_map, elu_plus_one, positive_random_features
 from tests.layers.mixer_cases import relative
@@ -85,6 +86,65 @@ def test_random_features_estimate_the_softmax() -> None:
 
     assert error(80_000) < 0.02
     assert error(4) > 0.02
+
+
+def random_feature_attention(x: np.ndarray, w: dict[str, np.ndarray], causal: bool, ids: np.ndarray) -> np.ndarray:
+    """Performer with two heads, on one row (length, features), from the logarithms of its weights."""
+    q, k, v = (np.split(x @ w[f"{name}.kernel"], 2, axis=-1) for name in ("query", "key", "value"))
+    projection, index, found = w["feature_map.projection"], np.arange(len(x)), []
+    for head in range(2):
+        asks, gives = (a[head] / a[head].shape[1] ** 0.25 for a in (q, k))
+        asks, gives = (a @ projection.T - (a**2).sum(-1, keepdims=True) / 2 for a in (asks, gives))
+        logs = asks[:, None] + gives  # of each query, key and feature
+        seen = (ids[:, None] == ids) & ((index[:, None] >= index) | (not causal))
+        logs = np.where(seen[..., None], logs, -np.inf)
+        weights = np.exp(logs - logs.max((1, 2), keepdims=True)).sum(-1)
+        found.append(weights @ v[head] / weights.sum(-1, keepdims=True))
+    return np.concatenate(found, -1) @ w["out.kernel"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_random_features_of_long_queries_and_keys(causal: bool) -> None:
+    """Their features underflow, and only their ratios count: outputs and slopes, whole and token by token."""
+    rng, length, width = np.random.default_rng(0), 19, 8
+    mixer = layers.PerformerAttention(2 * width, num_heads=2, causal=causal, use_bias=False, rngs=nnx.Rngs(0))
+    for name, size in {"query": 3.0, "key": 3.0}.items():
+        kernel = rng.standard_normal((2 * width, 2 * width)).astype(np.float32)
+        assign(mixer, {f"{name}.kernel": size * jnp.asarray(kernel)})
+    graphdef, state = nnx.split(mixer)
+    w = {name: np.asarray(a, np.float64) for name, a in flatten(mixer).items()}
+    ids = np.repeat([4, 1, 2], [8, 1, 10]).astype(np.int32)
+    x = rng.standard_normal((length, 2 * width)).astype(np.float32)
+    assert np.linalg.norm((x @ w["query.kernel"]).reshape(length, 2, width), axis=-1).max() > 40
+    cotangent, direction = (rng.standard_normal(x.shape).astype(np.float32) for _ in range(2))
+
+    @jax.jit
+    def run(x: jax.Array) -> Any:
+        def loss(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = nnx.merge(graphdef, state, copy=True)(x[None], Tokens(segment_ids=ids[None]))[0]
+            return jnp.sum(y * cotangent), y
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    @jax.jit
+    def steps(x: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, state, copy=True)
+
+        def step(carry: Any, token: Any) -> Any:
+            y, carry = model.extend(token[0][None, None], carry, Tokens(segment_ids=token[1][None, None]))
+            return carry, y[0, 0]
+
+        return jax.lax.scan(step, model.init_state(1), (x, ids))[1]
+
+    for given in (x, np.broadcast_to(x[:1], x.shape), np.where(np.arange(length)[:, None] == 3, 3 * x, x), 0 * x):
+        exact = functools.partial(random_feature_attention, w=w, causal=causal, ids=ids)
+        want, small = exact(given.astype(np.float64)), 1e-6 * direction.astype(np.float64)
+        gradient, got = run(given)
+        np.testing.assert_allclose(got, want, atol=1e-4)
+        slope = ((exact(given + small) - exact(given - small)) * cotangent).sum() / 2e-6
+        np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-3, atol=1e-3)
+        if causal:
+            np.testing.assert_allclose(steps(given), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -30,7 +30,7 @@ import numpy as np
 from flax import nnx
 
 from layers.attention.linear import normalized_linear_attention
-from layers.feature_maps import positive_random_features
+from layers.feature_maps import positive_random_logs, queries_over_largest
 from layers.initializers import Orthogonal
 from layers.linear import Linear
 from layers.mlp import MLP
@@ -94,7 +94,9 @@ class TokenBlock(Module):
         if self.projection is None:
             y = attention(q, k, v, scale=self.scale)
         else:
-            q, k = (positive_random_features(heads, self.projection[...]) for heads in (q, k))
+            asks, gives = (positive_random_logs(heads, self.projection[...]) for heads in (q, k))
+            largest = jax.lax.stop_gradient(gives.max(1, keepdims=True))
+            q, k = queries_over_largest(asks, largest), jnp.exp(gives - largest)
             y = normalized_linear_attention(q, k, v, causal=False, epsilon=1e-8)
         y = (v + self._dropped(self.out(y)))[:, :, 0]
         y = y + self._dropped(self.mlp(self.mlp_norm(y)))
