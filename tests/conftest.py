@@ -100,7 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @functools.cache
 def drawn_from() -> list[tuple[np.random.Generator, dict[str, Any]]]:
     """The generators of all test modules, each with the state that the imports left it in."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("tests.")]
+    # By their files: a test module's name has no folder in it, unlike those that test modules import.
+    files = [(module, getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    modules = [module for module, file in files if file and Path(file).is_relative_to(Path(__file__).parent)]
     found = {id(a): a for module in modules for a in vars(module).values() if isinstance(a, np.random.Generator)}
     return [(generator, dict(generator.bit_generator.state)) for generator in found.values()]
 

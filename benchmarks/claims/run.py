@@ -28,9 +28,6 @@ from training.contest import HOME, Contest, Contestant, Row, config_of, train
 if TYPE_CHECKING:
     from flax import nnx
 
-if TYPE_CHECKING:
-    from flax import nnx
-
 __all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "medians", "of_digits", "shown", "steps_to"]
 
 

@@ -53,7 +53,7 @@ class TextFiles:
         self._documents = {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
         if not all(self._documents.values()):
             self._documents = dict(zip(SPLITS, zip(*map(_cut, texts.values())), strict=True))  # type: ignore[arg-type]
-            note = f"{len(texts)} files are too few to hold some out: the last tenth of each is held out"
+            note = f"too few files to hold some out ({len(texts)}): the last tenth of each is held out"
             self.report = f"{note}; {self.report}" if self.report else note
 
     def documents(self, split: str) -> Sequence[bytes]:

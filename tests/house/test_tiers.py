@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from tests.tiers import tiered
 
+RNG = np.random.default_rng(0)
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """
 import pytest
@@ -38,3 +42,9 @@ def test_tiered_marks_what_is_not_quick() -> None:
     assert one == 1
     assert (two.values, pair.values) == ((2,), (3, 4))
     assert [mark.name for value in (two, pair) for mark in value.marks] == ["full", "full"]
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_every_test_draws_the_same_numbers(order: str) -> None:
+    """A module's generator is set back before each of its tests: workers run them in any order."""
+    assert RNG.random() == np.random.default_rng(0).random()
