@@ -11,6 +11,7 @@ from layers.attention.cross_shaped import CrossShapedAttention
 from layers.attention.differential import DifferentialAttention
 from layers.attention.direction_gated import DirectionGatedLinearAttention
 from layers.attention.diverse import DiverseAttention
+from layers.attention.elementwise import ReLUAttention, SigmoidAttention
 from layers.attention.flow import FlowAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
@@ -250,6 +251,7 @@ __all__ = [
     "RandomizedPlaces",
     "RandomizedPositions",
     "RankAugmentedLinearAttention",
+    "ReLUAttention",
     "ReLULinearAttention",
     "Recurrent",
     "RecurrentState",
@@ -262,6 +264,7 @@ __all__ = [
     "SelectiveAttention",
     "SelectiveState",
     "ShiftedMLP",
+    "SigmoidAttention",
     "SoftplusAttention",
     "SpatialGating",
     "SpatialReductionAttention",

@@ -115,12 +115,16 @@ class MultiHeadAttention(ProjectedAttention):
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads; both ``scale`` and
             ``logit_scale``; two score functions; persistent tokens with ``score``, ``relative``, cross-attention or
-            weights other than softmax; ``logit_bias`` with a softmax.
+            weights other than softmax; ``sinks`` with such weights; ``logit_bias`` with a softmax.
         """
         if scale is not None and logit_scale is not None:
             raise ValueError("scale= is a fixed scale of the logits and logit_scale= a learned one: give one of them")
         if logit_bias is not None and normalize == "softmax":
             raise ValueError(f"logit_bias={logit_bias} changes no softmax: leave it out, or give normalize='sigmoid'")
+        if sinks and normalize != "softmax":
+            raise ValueError(
+                f"sinks=True adds a term to a softmax's denominator, and {normalize} weights have none: leave it out"
+            )
         if persistent and (
             normalize != "softmax" or any(given is not None for given in (context_features, score, relative))
         ):

@@ -86,12 +86,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01, "kernel_init": WIDE},
         "nearest": {"keep": 0.2, "connections": "nearest", "kernel_init": WIDE},
     },
+    "relu_attention": {"plain": {"rotary": 100.0, "kernel_init": WIDE}},
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
+    "sigmoid_attention": {"plain": {"length": 9, "relative": "alibi", "kernel_init": WIDE}},
     "spatial_gating": {
         "plain": {"grid": GRID, "expansion": 3, "gate_init": WIDE, "kernel_init": WIDE},
     },
