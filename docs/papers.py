@@ -31,18 +31,22 @@ ROSTER = HOME / "docs" / "papers.tsv"
 WEIGHTS = HOME / "docs" / "weights.md"
 PAGE = HOME / "docs" / "papers.md"
 VERDICTS = {True: "holds", False: "**does not hold here**", None: "not judged"}
-# Parts of papers that no registry lists.
-FUNCTIONS = {
+# Parts of papers that no registry lists, by row: the kind, and where they are defined.
+FUNCTIONS: dict[int, tuple[str, ...]] = {
     17: ("block", "layers.subspace_attention:SubspaceAttention"),
+    20: ("inference", "layers.attention.landmark:LandmarkAttention"),
     25: ("block", "layers.efficient_local_attention:EfficientLocalAttention"),
-    41: ("block", "layers.efficient_channel_attention:EfficientChannelAttention"),
+    29: ("block", "layers.token_aware_pooling:TokenAwarePooling", "layers.attention.diverse:attention_diversity"),
     30: ("analysis", "zoo.dynamics:dynamics"),
+    41: ("block", "layers.efficient_channel_attention:EfficientChannelAttention"),
+    48: ("analysis", *(f"zoo.extreme_tokens:{name}" for name in ("dormancy", "value_drains", "residual_peaks"))),
+    137: ("block", "layers.altup:AltUp", "layers.altup:SequenceAltUp"),
     156: ("analysis", "zoo.vision.vit:outlier_norms"),
-    167: ("block", "layers.randomized_positions:RandomizedPlaces"),
     165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
-    239: ("analysis", "zoo.inspection:attention_sinks"),
+    167: ("block", "layers.randomized_positions:RandomizedPlaces"),
     202: ("training", "tasks.denoising:Denoising"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),
+    239: ("analysis", "zoo.inspection:attention_sinks"),
 }
 LABELS = {
     "there": "complete",
@@ -161,11 +165,12 @@ def parts() -> Iterator[tuple[int, Part]]:
     for name in tasks.list_tasks():
         task = tasks.lookup(name)
         yield from ((row, Part("task", name, task.__module__)) for row in getattr(task, "paper", ()))
-    for row, (kind, place) in FUNCTIONS.items():
-        module, _, name = place.partition(":")
-        if not hasattr(importlib.import_module(module), name):
-            raise ValueError(f"docs.papers.FUNCTIONS: {module} has no {name}, which row {row} names")
-        yield row, Part(kind, name, module)
+    for row, (kind, *places) in FUNCTIONS.items():
+        for place in places:
+            module, _, name = place.partition(":")
+            if not hasattr(importlib.import_module(module), name):
+                raise ValueError(f"docs.papers.FUNCTIONS: {module} has no {name}, which row {row} names")
+            yield row, Part(kind, name, module)
     for report in merged([json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))]):
         module = f"benchmarks.claims.{report['name']}"
         claimed = getattr(importlib.import_module(module), "PAPER", ())

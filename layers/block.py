@@ -12,7 +12,7 @@ from flax import nnx
 
 from layers.drop import DropPath, LayerScale
 from layers.mixer import Mixer, finite_padding
-from layers.module import Module
+from layers.module import Diagnostic, Module
 from layers.norm import Norm, create_norm
 from layers.tokens import Known, Tokens
 from primitives.fusion import gradient_computed_once
@@ -225,6 +225,7 @@ class Block(Module):
             x = (x if skip is None else skip(x)) + y.astype(x.dtype)
             if order == "post" and norm is not None:
                 x = norm(x)
+        self.sow(Diagnostic, "residual", x)
         return x, shared, state
 
     def _call(

@@ -13,6 +13,7 @@ with none_collected():
     from zoo.creation import create, preprocess
     from zoo.dynamics import Dynamics, dynamics
     from zoo.exporting import ExportError, export
+    from zoo.extreme_tokens import dormancy, residual_peaks, value_drains
     from zoo.figures import (
         draw_clusters,
         draw_connections,
@@ -64,6 +65,7 @@ __all__ = [
     "convert_to_lsg",
     "create",
     "dependency_trees",
+    "dormancy",
     "draw_clusters",
     "draw_connections",
     "draw_fields_of_view",
@@ -90,10 +92,12 @@ __all__ = [
     "register",
     "register_family",
     "reparameterize",
+    "residual_peaks",
     "save",
     "save_adapters",
     "save_folder",
     "stream",
     "summary",
+    "value_drains",
     "variant",
 ]

@@ -25,6 +25,8 @@ DRAWN_BY = {
     "connections": ", which zoo.draw_connections draws",
 }
 """How each kind of reported value is drawn, as part of a message."""
+STATES = ("residual", "value")
+"""Reported states of tokens, which nearly all models have."""
 
 
 def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any]:
@@ -38,7 +40,8 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
       x: its input, with the batch axis; of an encoder-decoder (source, target).
       name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says, "routes" the regions
         that bi-level routing selects, "members" the clusters of routing attention, "connections" the tokens that each
-        token sees in predicted sparse attention.
+        token sees in predicted sparse attention, "value" the value heads of attention, (batch, tokens, heads,
+        features), "residual" the output of each block.
 
     Returns:
       ``{path: value}``, for instance ``{"blocks.0.mixer.attention": ...}``.
@@ -72,17 +75,25 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
         reports = "".join(
             f'zoo.capture(model, x, "{name}") gives the {name} that it reports{DRAWN_BY.get(name, "")}; '
             for name in names
+            if name not in STATES
         )
         raise ValueError(
             f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows how any mixer's "
             "outputs depend on its inputs, and zoo.draw_matrix draws it"
         )
+    return by_module(_sown(model, x, "attention"))
+
+
+def by_module(captured: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Values of :func:`capture`, in float32, by the path of the module that reports them, in the order of the layers.
+    If a module ran several times, its runs are "path#0", "path#1", ...
+    """
     found: dict[str, np.ndarray] = {}
-    for path, value in _sown(model, x, "attention").items():
-        mixer = path.rpartition(".")[0]
+    for path, value in captured.items():
+        module = path.rpartition(".")[0]
         several = value if isinstance(value, tuple) else (value,)
-        for number, weights in enumerate(several):
-            found[mixer if len(several) == 1 else f"{mixer}#{number}"] = np.asarray(weights, np.float32)
+        for number, one in enumerate(several):
+            found[module if len(several) == 1 else f"{module}#{number}"] = np.asarray(one, np.float32)
     # The encoder, where there is one, comes before the decoder.
     order = {path: (path.startswith("decoder."), [int(n) for n in re.findall(r"\d+", path)]) for path in found}
     return {path: found[path] for path in sorted(found, key=order.__getitem__)}

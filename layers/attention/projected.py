@@ -177,6 +177,7 @@ class ProjectedAttention(Mixer):
         x = finite_padding(x, tokens.mask)
         places = self.places(tokens, x.shape[1])
         q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
+        self.sow(Diagnostic, "value", v)
         if self.weighs_values and self.sowing(Diagnostic, "attention"):
             self.sow(Diagnostic, "attention", self._weights_of_units(q, k, x, tokens))
         return self.finish(self.core(q, k, v, x, tokens)).reshape(shape)

@@ -42,5 +42,5 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"sows nothing named 'attentions'; it can capture: attention, routes"):
+    with pytest.raises(ValueError, match="named 'attentions'; it can capture: attention, residual, routes, value"):
         zoo.capture(zoo.create("biformer_nano", depths=(1, 1)), IMAGES, "attentions")
