@@ -2,7 +2,7 @@
 
 A state space model that stores notes, and attends to its own notes and to those of the layers below:
 
-    if I_token(x_t) > tau_1      S_t = Insert(S_{t-1}, N(x_t))                 a pool of the last k notes (equation 5)
+    if I_token(x_t) > tau_1      S_t = Insert(S_{t-1}, N(x_t))                          a pool of k notes (equation 5)
     if I_state(z_{t-1}) > tau_2  c_t = Attention(x_t, S_{t-1}), else 0         in every layer              (6 and 10)
     if l mod p = 0               d_t = Attention(x_t, notes of the last g layers), else 0                  (7 and 11)
     y = Mamba(x + F(c) + F'(d))                                                                                  (12)
@@ -20,7 +20,9 @@ The paper gives k = 50 and a note size of 64, but no code and few other details.
   parallel.
 - A window stores one note at its end, pooled over its tokens whose gate is open, and none if no gate is open: w = 1 is
   equation 5. Windows are counted from the start of a document.
-- The pool is first in, first out. The paper also mentions replacement by priority, which is not implemented.
+- Of the two ways to replace notes in a full pool that the paper names, first in, first out is the default. By priority,
+  a new note replaces the one of lowest priority, if its own is higher. The priority is I_token, of a window the highest
+  of its noted tokens.
 - From a layer below, a token gets what it recalled from that layer's pool, before the gate: a mean of notes, (64,). So
   layers pass on g summaries of each token, but no pools.
 - "gated" multiplies c by a sigmoid of x, "product" by x, "residual" adds c unchanged; the paper gives no formulas. Its
@@ -47,6 +49,7 @@ from layers.token_shift import TokenShift
 from layers.tokens import Tokens
 
 Fusion = Literal["weighted", "residual", "gated", "product"]
+Replacement = Literal["oldest", "priority"]
 
 
 @struct.dataclass
@@ -95,11 +98,13 @@ class Gate(Module):
     def __init__(self, features: int, threshold: float, **made: Any):
         self.score, self.threshold = Linear(features, 1, **made), threshold
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, length, features) to (batch, length, 1), at least float32."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps (batch, length, features) to the gate and to sigmoid(w x + b), both (batch, length, 1), at least
+        float32.
+        """
         score = self.score(x)
         soft = jax.nn.sigmoid(score.astype(jnp.promote_types(score.dtype, jnp.float32)))
-        return (soft > self.threshold).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
+        return (soft > self.threshold).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft)), soft
 
 
 class Fused(Module):
@@ -156,6 +161,7 @@ class MemoryMamba(Mamba):
         note_threshold: float = 0.5,
         recall_threshold: float = 0.5,
         fusion: Fusion = "weighted",
+        replacement: Replacement = "oldest",
         layers: int = 0,
         every: int = 4,
         index: int = 0,
@@ -168,6 +174,7 @@ class MemoryMamba(Mamba):
           note_threshold: tau_1: with 0 every token is noted, with 1 none.
           recall_threshold: tau_2: with 0 every token recalls notes, with 1 none.
           fusion: the form of F.
+          replacement: which note of a full pool a new one replaces: the oldest, or that of lowest priority.
           layers: g, number of layers below whose summaries it gets; 0 for none. The model must pass on
             :class:`Summaries`.
           every: p: every p-th layer, counted from 1, attends to the layers below.
@@ -176,14 +183,17 @@ class MemoryMamba(Mamba):
 
         Raises:
           ValueError: negative ``notes`` or ``layers``, ``note_dim``, ``window`` or ``every`` below 1, or an unknown
-            fusion or initialization.
+            fusion, replacement or initialization.
         """
         if min(notes, layers) < 0 or min(note_dim, window, every) < 1:
             raise ValueError(
                 f"notes and layers are at least 0, note_dim, window and every at least 1: got notes={notes}, "
                 f"layers={layers}, note_dim={note_dim}, window={window}, every={every}"
             )
+        if replacement not in ("oldest", "priority"):
+            raise ValueError(f'replacement is "oldest" or "priority", got {replacement!r}')
         super().__init__(features, **options)
+        self.by_priority = replacement == "priority"
         common = of_layers(options)
         linear = {"use_bias": False, **common}
         self.capacity, self.note_dim, self.window, self.shares = notes, note_dim, window, layers > 0
@@ -218,7 +228,7 @@ class MemoryMamba(Mamba):
         return (y, new, handed) if self.shares else (y, new)
 
     def _no_notes(self, batch: int, dtype: Any) -> Notes:
-        return Notes.none(batch, self.capacity, self.note_dim, dtype)
+        return Notes.none(batch, self.capacity, self.note_dim + self.by_priority, dtype)
 
     def _read(
         self, x: jax.Array, tokens: Tokens, state: MemoryState | None, below: Summaries | None = None
@@ -226,15 +236,17 @@ class MemoryMamba(Mamba):
         """The output, the new state, and the summaries to pass on."""
         if self.shares and below is None:
             raise ValueError("MemoryMamba with layers= reads what blocks hand on: give its layers.Stack shared=")
-        worth = self.note_gate(x)
-        said = self.note(x)
+        worth, score = self.note_gate(x)
+        said = self.note(x).astype(worth.dtype) * worth
+        if self.by_priority:
+            said = jnp.concatenate([said, score], axis=-1)
         last = self._no_notes(x.shape[0], worth.dtype) if state is None else state.notes
-        found, notes = write(said.astype(worth.dtype) * worth, worth[..., 0] > 0.5, last, tokens, self.window)
+        found, notes = write(said, worth[..., 0] > 0.5, last, tokens, self.window, by_priority=self.by_priority)
         query = self.query(x)
         key = self.key(found.summaries.astype(query.dtype))
         recalled = read(query, key, found, self.capacity, self.window)
         before, seen = self.before.recur(x, tokens, None if state is None else state.before)
-        forgotten = self.recall_gate(before)
+        forgotten, _ = self.recall_gate(before)
         self.sow(Diagnostic, "noted", worth[..., 0])
         self.sow(Diagnostic, "recalled", forgotten[..., 0])
         joined = x + self.fused(x, recalled, forgotten).astype(x.dtype)

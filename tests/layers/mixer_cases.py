@@ -220,6 +220,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"notes": 3, "note_dim": 6, "window": 2, "state_dim": 3, "expand": 1, "step_rank": 2},
         "every": {"notes": 5, "note_dim": 6, "window": 1, "note_threshold": 0.0, "fusion": "gated", "state_dim": 3},
         "product": {"notes": 2, "note_dim": 6, "recall_threshold": 0.0, "window": 3, "fusion": "product"},
+        "priority": {"notes": 3, "note_dim": 6, "window": 2, "replacement": "priority", "note_threshold": 0.4,
+                     "state_dim": 3, "expand": 1, "step_rank": 2},
     },
     "hydra": {"plain": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4": {"plain": {"state_dim": 6}},

@@ -65,7 +65,8 @@ class Exact:
 
     def __init__(self, mixer: MemoryMamba, options: dict[str, Any], x: np.ndarray):
         self.w = {name: np.asarray(a, np.float64) for name, a in flatten(mixer).items()}
-        self.given = {"notes": 50, "window": 16, "note_threshold": 0.5, "recall_threshold": 0.5} | options
+        self.given = {"notes": 50, "window": 16, "note_threshold": 0.5, "recall_threshold": 0.5}
+        self.given |= {"replacement": "oldest"} | options
         self.notes, self.recall = self.soft("note", x), self.soft("recall", self.shifted(x))
 
     def shifted(self, x: np.ndarray) -> np.ndarray:
@@ -87,13 +88,14 @@ class Exact:
         noted, recalled = self.notes > given["note_threshold"], self.recall > given["recall_threshold"]
         worth = 1 + self.soft("note", x) - self.notes
         is_open = recalled + self.soft("recall", self.shifted(x)) - self.recall
-        pool: list[np.ndarray] = []
-        window: list[np.ndarray] = []
+        pool: list[tuple[float, np.ndarray]] = []
+        window: list[tuple[float, np.ndarray]] = []
         joined, all_found = [], []
         for t, token in enumerate(x):
             found = np.zeros(SIZE)
             if pool:
-                found = softmax(np.stack(pool) @ w["key.kernel"] @ (token @ w["query.kernel"]) / SIZE**0.5) @ pool
+                held = np.stack([note for _, note in pool])
+                found = softmax(held @ w["key.kernel"] @ (token @ w["query.kernel"]) / SIZE**0.5) @ held
             all_found.append(found)
             token_joined = token + self.fuse("fused", token, found * is_open[t])
             if below is not None and "layer_query.kernel" in w and KNOWN[0, t].any():
@@ -103,9 +105,11 @@ class Exact:
                 token_joined = token_joined + self.fuse("layer_fused", token, c)
             joined.append(token_joined)
             if noted[t]:
-                window.append(token @ w["note.kernel"] * worth[t])
+                window.append((self.notes[t], token @ w["note.kernel"] * worth[t]))
             if (t + 1) % given["window"] == 0 and window:
-                pool = [*pool, np.max(window, axis=0)][-given["notes"] :]
+                pool.append((max(score for score, _ in window), np.max([note for _, note in window], axis=0)))
+                if len(pool) > given["notes"]:
+                    pool.remove(pool[0] if given["replacement"] == "oldest" else min(pool, key=lambda note: note[0]))
             if (t + 1) % given["window"] == 0:
                 window = []
         return mamba(np.stack(joined), w), np.stack(all_found)
@@ -117,6 +121,8 @@ CASES: dict[str, dict[str, Any]] = {
     "all": {"notes": LENGTH, "window": 1, "note_threshold": 0.0, "recall_threshold": 0.0, "fusion": "residual"},
     "product": {"notes": 70, "window": 1, "fusion": "product", "layers": LAYERS, "every": 2, "index": 2},
     "layers": {"notes": 3, "window": 2, "layers": LAYERS, "every": 2, "index": 3},
+    "priority": {"notes": 5, "window": 2, "replacement": "priority"},
+    "priorities": {"notes": 70, "window": 1, "note_threshold": 0.1, "replacement": "priority", "fusion": "gated"},
 }
 
 
@@ -189,12 +195,25 @@ def test_padding_is_not_noted() -> None:
     assert np.isfinite(kept.notes.pending).all()
 
 
+def test_of_equal_priorities_the_oldest_stay() -> None:
+    """And a higher one takes the place of the youngest."""
+    options: dict[str, Any] = {"notes": 3, "window": 1, "note_threshold": 0.0}
+    mixer = made(replacement="priority", **options)
+    score = flatten(mixer)
+    score["note_gate.score.kernel"] = jnp.zeros((FEATURES, 1)).at[0].set(1.0)
+    assign(mixer, score)
+    x = jnp.asarray(X[:, :12], jnp.float32).at[:, :, 0].set(0.0).at[:, 7, 0].set(1.0)
+    notes = np.asarray(program(mixer, "extend")(x, mixer.init_state(1))[1].notes.summaries[0, :, :-1])
+    np.testing.assert_allclose(notes, (x[0] @ score["note.kernel"])[np.array([0, 1, 7])], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"notes": -1}, "notes=-1"),
         ({"window": 0}, "window=0"),
         ({"fusion": "sum"}, 'fusion is "weighted", .* got \'sum\''),
+        ({"replacement": "random"}, 'replacement is "oldest" or "priority", got \'random\''),
         ({"layers": 2}, "give its layers.Stack shared="),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from layers.mixer import MixerSpec, Place
-from layers.state_space.memory_mamba import Fusion, MemoryMamba, Summaries
+from layers.state_space.memory_mamba import Fusion, MemoryMamba, Replacement, Summaries
 from zoo.backbones.model import mixers
 from zoo.language.mamba import MambaConfig, StateSpaceLM
 from zoo.registry import register_family
@@ -29,7 +29,8 @@ class MemMambaConfig(MambaConfig):
     """Hyper-parameters of MemMamba.
 
     Attributes:
-      notes, note_dim, window, note_threshold, recall_threshold, fusion: as in :class:`layers.MemoryMamba`.
+      notes, note_dim, window, note_threshold, recall_threshold, fusion, replacement: as in
+        :class:`layers.MemoryMamba`.
       layers, every: g and p: every p-th layer attends to the notes of the g layers below it; ``layers=0`` for none.
     """
 
@@ -39,6 +40,7 @@ class MemMambaConfig(MambaConfig):
     note_threshold: float = 0.5
     recall_threshold: float = 0.5
     fusion: Fusion = "weighted"
+    replacement: Replacement = "oldest"
     layers: int = 4
     every: int = 4
 
@@ -60,8 +62,8 @@ class MemMambaLM(StateSpaceLM):
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         options = (
-            "notes", "note_dim", "window", "note_threshold", "recall_threshold", "fusion", "layers", "every",
-            "state_dim", "expand", "conv_size", "step_rank", "initialization", "step_range",
+            "notes", "note_dim", "window", "note_threshold", "recall_threshold", "fusion", "replacement", "layers",
+            "every", "state_dim", "expand", "conv_size", "step_rank", "initialization", "step_range",
         )  # fmt: skip
         return {"name": "memory_mamba", **{name: getattr(c, name) for name in options}}
 
