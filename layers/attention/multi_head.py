@@ -197,7 +197,7 @@ class MultiHeadAttention(ProjectedAttention):
                 raise ValueError("the state of cross attention needs context=")
             k, v = self.keys_and_values(finite_padding(context, context_mask), None)
             real = jnp.ones(context.shape[:2], bool) if context_mask is None else context_mask
-            return ContextCache(k.astype(dtype), v.astype(dtype), real, jnp.zeros((batch_size,), jnp.int32))
+            return ContextCache.of(k.astype(dtype), v.astype(dtype), real)
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         sizes = [size for size in (max_length, self.window) if size is not None]
