@@ -1,7 +1,7 @@
 #!/bin/sh
 # mixture-of-attention 0.0.25, torch 2.13.0 (CPU): MixtureOfAutoregressiveAttention. Expected: an output depends on its token and those before, as the name
 # says. Seen: which queries of a window are routed to the experts is decided over the whole window: a change of token 20 of 30, with windows of 8, changes the
-# output of an earlier tokens by as much as outputs are large, as these lose or gain their places. MixtureOfAttention(local_attn=True) leaves its local
+# outputs of earlier tokens by as much as outputs are large, as these lose or gain their places. MixtureOfAttention(local_attn=True) leaves its local
 # attention out where a text has at most num_routed_queries tokens: its parameters have no gradient then, and a short text is read by another layer than a
 # long one.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
