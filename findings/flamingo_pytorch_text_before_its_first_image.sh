@@ -31,7 +31,8 @@ with torch.no_grad():
         y = layer(text, images, media_locations=places)
         change = (layer(text, other, media_locations=places) - y).abs().amax(-1)[0]
         found[immediate] = {"output before the first image": round(float(y[0, :3].abs().max()), 3), "change": [round(float(c), 3) for c in change]}
-print("flamingo-pytorch", importlib.metadata.version("flamingo-pytorch"), "by only_attend_immediate_media, changes by token if the second image changes:", found)
+print("flamingo-pytorch", importlib.metadata.version("flamingo-pytorch"),
+      "by only_attend_immediate_media, changes by token if the second image changes:", found)
 right = max(found[True]["change"][:6]) < 1e-6 and found[True]["output before the first image"] == 0 and max(found[False]["change"][3:6]) < 1e-6
 sys.exit(not (right and min(found[False]["change"][:3]) > 0.1 and found[False]["output before the first image"] > 0.1))
 PYTHON

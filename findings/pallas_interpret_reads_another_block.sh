@@ -78,5 +78,6 @@ wrong = {
     "window": [a + b + c for i, j, k in ((2, 0, 1), (0, 1, 2), (1, 2, 2)) for a, b, c in zip(blocks[i], blocks[j], blocks[k])],
     "pl.ds": [*numbers[:4], *numbers[3:7], *numbers[6:10], *numbers[8:]],
 }
-sys.exit(not (right and written[4:] == [*blocks[1]] and found["written before the start", "raises"] and all(found[name] == value and found[name, "raises"] for name, value in wrong.items())))
+right = right and written[4:] == [*blocks[1]] and found["written before the start", "raises"]
+sys.exit(not (right and all(found[name] == value and found[name, "raises"] for name, value in wrong.items())))
 PYTHON
