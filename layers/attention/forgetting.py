@@ -5,6 +5,10 @@ arXiv:2503.02130).
 
 with a gate f for each head. The sum is the difference of two cumulative sums: one at the query, which does not change
 its softmax, and one at the key, which is added to the key's logits.
+
+The sums are float32, so a weight has the rounding error of the sum over the whole row: with gates around 1/2 outputs of
+8,192 tokens are accurate to 2.5e-4, and the error grows in proportion to the length. A state counts its sums back from
+its last token, where near keys keep all digits.
 """
 
 from __future__ import annotations

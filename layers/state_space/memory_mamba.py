@@ -31,6 +31,7 @@ The paper gives k = 50 and a note size of 64, but no code and few other details.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Unpack
 
 import jax
@@ -96,15 +97,19 @@ class Gate(Module):
     """
 
     def __init__(self, features: int, threshold: float, **made: Any):
-        self.score, self.threshold = Linear(features, 1, **made), threshold
+        self.score = Linear(features, 1, **made)
+        # Scores are compared, for a sigmoid is rounded to 0 or 1 where they are large.
+        edge = math.inf if threshold > 0 else -math.inf
+        self.least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else edge
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps (batch, length, features) to the gate and to sigmoid(w x + b), both (batch, length, 1), at least
         float32.
         """
         score = self.score(x)
-        soft = jax.nn.sigmoid(score.astype(jnp.promote_types(score.dtype, jnp.float32)))
-        return (soft > self.threshold).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft)), soft
+        score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+        soft = jax.nn.sigmoid(score)
+        return (score > self.least).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft)), soft
 
 
 class Fused(Module):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from layers import Mamba, MemoryMamba, assign, flatten
-from layers.state_space.memory_mamba import Summaries
+from layers.state_space.memory_mamba import Gate, Summaries
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
@@ -181,6 +181,15 @@ def test_layers_below_in_pieces() -> None:
         np.testing.assert_allclose(y, whole[:, here], atol=1e-5)
         np.testing.assert_allclose(given.found, handed.found[:, here], atol=1e-5)
         at += size
+
+
+@pytest.mark.parametrize(("threshold", "noted"), [(0.0, [1, 1, 1]), (0.5, [0, 0, 1]), (1.0, [0, 0, 0])])
+def test_thresholds_hold_where_the_sigmoid_is_rounded(threshold: float, noted: list[int]) -> None:
+    """To 0 or 1: with 0 every token is noted, with 1 none."""
+    gate = Gate(1, threshold, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assign(gate, {"score.kernel": jnp.ones((1, 1))})
+    is_open, _ = program(gate)(jnp.asarray([[[-200.0], [-1.0], [200.0]]]))
+    np.testing.assert_array_equal(is_open[0, :, 0] > 0.5, noted)
 
 
 def test_padding_is_not_noted() -> None:
