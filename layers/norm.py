@@ -129,7 +129,8 @@ class GatedRMSNorm(Module):
         factor = 1 if gate is None else self.activation(gate.astype(y.dtype))
         y = y * factor if self.gated == "before" else y
         y = y.reshape(*x.shape[:-1], self.groups, -1)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        # Not rsqrt, whose derivative is a third power: it underflows where gated values are above 10^12.
+        y = y / jnp.sqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         y = y.reshape(x.shape)
         y = y if self.scale is None else y * self.scale[...].astype(y.dtype)
         return (y * factor if self.gated == "after" else y).astype(x.dtype)

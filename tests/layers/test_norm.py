@@ -88,3 +88,11 @@ def test_gated_norm_is_over_each_group(gated: Literal["before", "after"], sigmoi
     np.testing.assert_allclose(
         norm(jnp.asarray(x), None), exact("rms", x.reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7), rtol=1e-5
     )
+
+
+def test_the_slope_of_a_gated_norm_at_large_products() -> None:
+    """It does not depend on the length of x, but for a factor: a gate multiplies values, which grow as powers do."""
+    norm = GatedRMSNorm(6, epsilon=1e-12, rngs=nnx.Rngs(0))
+    x, weight = RNG.standard_normal((2, 3, 6)).astype(np.float32)
+    slope = jax.grad(lambda x: jnp.sum(norm(x, None) * weight))
+    np.testing.assert_allclose(1e14 * slope(1e14 * jnp.asarray(x)), slope(jnp.asarray(x)), rtol=1e-4, atol=1e-5)
