@@ -4,9 +4,10 @@ their peers.
 ``python -m benchmarks.gpu correct`` compares every kernel with float64: the problems that are timed, then all shared
 cases, the kernels most likely to be wrong first. ``python -m benchmarks.gpu time`` measures what the device reaches
 and, for each problem, milliseconds forward and of outputs with all gradients, compared with cuDNN, PyTorch,
-flash-linear-attention and mamba-ssm where they can be imported, and XLA's form of the same op; a problem whose kernel
-was found wrong is not timed. Both write benchmarks/results/<h100 or h200>/*.json after each row, and need a machine
-with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
+flash-linear-attention, mamba-ssm and NATTEN where they can be imported, and XLA's form of the same op; a problem whose
+kernel was found wrong is not timed. Both write benchmarks/results/<h100 or h200>/*.json after each row, and need a
+machine with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the
+kernels.
 
 Rows run in processes of their own: a kernel that hangs or breaks the device's context costs its row, not the run.
 Several processes compile at once; one process does the timing after all others have ended. Peers with long autotuning

@@ -1,5 +1,5 @@
-"""The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm,
-each where it can be imported.
+"""The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention, mamba-ssm and
+NATTEN, each where it can be imported.
 
 A peer is created from a problem, the JAX inputs and what is timed ("forward" or "gradient"). It returns a function that
 makes the i-th call and one that waits for its result, or raises an error that says why it cannot take part.
@@ -33,7 +33,7 @@ SLOW = frozenset({"fla"})
 def versions() -> dict[str, str]:
     """Versions of the packages that the peers come from."""
     found = {}
-    for name in ("torch", "triton", "flash-linear-attention", "mamba-ssm"):
+    for name in ("torch", "triton", "flash-linear-attention", "mamba-ssm", "natten"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -218,9 +218,18 @@ def mamba_scan(problem: Problem, inputs: list[Any], way: str) -> Contestant:
     return _torch_contestant(problem, inputs, way, call, "blhd")
 
 
+def natten(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """NATTEN's kernels, those that it chooses for the device."""
+    from natten import na1d, na2d, na3d
+
+    run, options = (na1d, na2d, na3d)[len(problem.shapes["q"]) - 3], problem.options
+    return _torch_contestant(problem, inputs, way, lambda x: run(x["q"], x["k"], x["v"], **options), "blhd")
+
+
 PEERS: dict[str, dict[str, Callable[[Problem, list[Any], str], Contestant]]] = {
     "attention": {"cudnn": cudnn, "torch_sdpa": torch_sdpa, "torch_flex": torch_flex},
     "linear_attention": {"fla": fla_linear},
     "delta_rule": {"fla": fla_delta},
     "selective_scan": {"mamba_ssm": mamba_scan},
+    "neighborhood_attention": {"natten": natten},
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pallas_kernels.attention.blocks import band_seen
+from pallas_kernels.neighborhood_attention import grid_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,24 @@ def attention(
     )
 
 
+def neighborhood(name: str, batch: int, grid: tuple[int, ...], heads: int, head_dim: int, **options: Any) -> Problem:
+    """As :func:`attention`, for the pairs of each query and the keys of its window."""
+    axes = grid_of(grid, **options)
+    pairs = math.prod(float((axis.keys >= 0).sum()) for axis in axes)
+    shapes = dict.fromkeys("qkv", (*grid, heads, head_dim))
+    return Problem(
+        "neighborhood_attention",
+        name,
+        batch,
+        shapes,
+        options,
+        4 * batch * heads * pairs * head_dim,
+        batch * heads * pairs,
+        2 * batch * 4 * math.prod(shapes["q"]),
+        3.5,
+    )
+
+
 def recurrence(
     op: str, name: str, batch: int, length: int, heads: int, size: int, decay: tuple[int, ...] | None
 ) -> Problem:
@@ -123,6 +142,7 @@ def problems(dry: bool) -> tuple[Problem, ...]:
             recurrence("linear_attention", "retention", 1, 32, 2, 8, ()),
             recurrence("delta_rule", "gated", 1, 32, 2, 8, ()),
             scan("mamba", 1, 32, 8, 4),
+            neighborhood("map", 1, (6, 8), 2, 16, kernel_size=3, stride=(2, 1)),
         )
     return (
         attention("dense_4k", 4, 4096, 16, 128),
@@ -138,4 +158,9 @@ def problems(dry: bool) -> tuple[Problem, ...]:
         recurrence("delta_rule", "plain_8k", 1, 8192, 96, 128, None),
         recurrence("delta_rule", "gated_8k", 1, 8192, 96, 128, ()),
         scan("mamba_2k", 8, 2048, 2048, 16),
+        # Part of a video, without strides and with those at which no block is cut: as large as XLA's form, which copies
+        # the keys of each tile, can check in float64.
+        neighborhood("video", 4, (16, 32, 32), 4, 128, kernel_size=(8, 24, 24)),
+        neighborhood("video_strides", 4, (16, 32, 32), 4, 128, kernel_size=(8, 24, 24), stride=8),
+        neighborhood("map", 32, (56, 56), 4, 32, kernel_size=7),
     )

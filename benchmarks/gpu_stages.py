@@ -39,8 +39,9 @@ NARROW = {
     "linear_attention": ("q", "k", "v"),
     "delta_rule": ("q", "k", "v"),
     "selective_scan": (),
+    "neighborhood_attention": ("q", "k", "v"),
 }
-WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "attention")
+WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "neighborhood_attention", "attention")
 ROW_SECONDS = 75.0  # compiling included; beyond it a kernel counts as hanging
 
 Job = dict[str, Any]

@@ -23,7 +23,10 @@ class Call:
     """
 
     axes: ClassVar[Mapping[str, str]]
-    results: ClassVar[tuple[str, ...]]
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        raise NotImplementedError(f"{type(self).__name__} does not define results")
 
     @property
     def arrays(self) -> dict[str, tuple[Any, str]]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.masks import Mask, window
+from pallas_kernels.attention.masks import Mask, Pattern, window
 
 
 class Cover(NamedTuple):
@@ -53,10 +53,13 @@ _KEPT = 64  # cached summaries of patterns: every layer of a model needs the sam
 @functools.lru_cache(_KEPT)
 def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
     """The summary of any mask function, evaluated for one block of queries at a time: time q_length * k_length, memory
-    block_q * k_length.
+    block_q * k_length; less where the mask knows a faster way.
 
     Queries after the end are ignored; keys after the end are never attended to.
     """
+    known = visible.cover(q_length, k_length, block_q, block_k) if isinstance(visible, Pattern) else None
+    if known is not None:
+        return Cover(*known)
     k_blocks = -(-k_length // block_k)
     k = np.arange(k_blocks * block_k, dtype=np.int32)[None]
     some, every = [], []

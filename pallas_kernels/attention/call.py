@@ -42,6 +42,8 @@ class AttentionCall(Call):
       pattern: the mask as a function of positions, without windows.
       rows: (batch or 1, q_length, heads or 1, n), the values of all ``rows`` for the score, stacked.
       reach: the window and causality combined.
+      finite: whether keys, values and queries are known to be finite also where nothing is attended to, so that no
+        implementation needs to look for them: 0 * NaN is NaN.
     """
 
     axes: ClassVar = {
@@ -88,6 +90,7 @@ class AttentionCall(Call):
     scale: float = 1.0
     normalize: str = "softmax"
     return_lse: bool = False
+    finite: bool = False
 
     @property
     def bounded(self) -> bool:

@@ -31,10 +31,24 @@ _FAR = 2**30
 
 
 class Pattern:
-    """A mask that is data: subclasses are frozen dataclasses that define ``__call__``."""
+    """A mask that is data: subclasses are frozen dataclasses that define ``__call__``.
+
+    Attributes:
+      blocks: numbers of queries and of keys in the blocks that it allows and excludes as a whole, if it has such; for
+        kernels that can choose theirs.
+    """
+
+    blocks: tuple[int, int] | None = None
 
     def __call__(self, q: Any, k: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
+
+    def cover(self, q_length: int, k_length: int, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """:func:`pallas_kernels.attention.blocks.cover` without evaluating all pairs, for masks that know a faster way;
+        None for others.
+        """
+        del q_length, k_length, block_q, block_k
+        return None
 
     def __and__(self, other: Mask) -> AllOf:
         return AllOf((self, other))

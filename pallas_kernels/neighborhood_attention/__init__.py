@@ -9,23 +9,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.dispatch import Implementation, Later, Op
 from pallas_kernels.neighborhood_attention import reference, xla
 from pallas_kernels.neighborhood_attention.call import NeighborhoodCall
-from pallas_kernels.neighborhood_attention.cases import CASES
+from pallas_kernels.neighborhood_attention.cases import CASES, SHAPES
 from pallas_kernels.neighborhood_attention.geometry import Axis
 from pallas_kernels.neighborhood_attention.geometry import speedup as speedup
 
 Border = Literal["shift", "masked"]
 Sizes = int | tuple[int, ...]
 
+tpu, gpu = (Later(f"{__name__}.{module}") for module in ("mosaic_tpu", "mosaic_gpu"))
 _op = Op(
     "neighborhood_attention",
     (
+        Implementation("mosaic_tpu", tpu.attention, platforms=("tpu",), objection=tpu.objection, paper=(218,)),
+        Implementation("mosaic_gpu", gpu.attention, platforms=("gpu",), objection=gpu.objection, paper=(218,)),
         Implementation("xla", xla.neighborhood_attention, paper=(218,)),
         Implementation("reference", reference.neighborhood_attention, paper=(218,)),
     ),
     CASES,
+    SHAPES,
 )
 
 
@@ -46,7 +50,10 @@ def neighborhood_attention(
 ) -> jax.Array:
     """Softmax attention of each token to the window around it (arXiv:2204.07143; strides: arXiv:2504.16922).
 
-    The cost is linear in the number of tokens. Sizes are one number for all axes, or a tuple with one for each.
+    The cost is linear in the number of tokens. Sizes are one number for all axes, or a tuple with one for each. On
+    TPUs and Hopper GPUs attention's kernels compute it without copies of keys
+    (:mod:`pallas_kernels.neighborhood_attention.tiled`); XLA's form, which copies the keys of each tile of queries,
+    serves a bias.
 
     Args:
       q: (batch, *grid, heads, head_dim), with a grid of one to three axes.
@@ -103,7 +110,7 @@ def neighborhood_scores(q: jax.Array, k: jax.Array, **window: Any) -> jax.Array:
     """Unscaled products of each query with the keys of its window: (batch, *grid, heads, neighbors), float32 or wider.
 
     ``window`` are kernel_size, stride, dilation, causal and border of :func:`neighborhood_attention`; neighbors are in
-    row-major order of the window. Missing keys have 0.
+    row-major order of the window. Missing keys have 0. There are no kernels for this half and the next.
 
     Raises:
       ValueError: sizes that do not fit the grid.

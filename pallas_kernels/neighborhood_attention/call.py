@@ -28,8 +28,6 @@ class NeighborhoodCall(Call):
         "bias": "ho hop hopr",
         "mask": "bn bxy bxyz",
     }
-    results = ("bnhd",)
-
     q: jax.Array
     k: jax.Array
     v: jax.Array
@@ -37,3 +35,7 @@ class NeighborhoodCall(Call):
     mask: jax.Array | None
     grid: tuple[Axis, ...]
     scale: float
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        return (self.arrays["q"][1],)

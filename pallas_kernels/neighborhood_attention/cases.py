@@ -1,12 +1,14 @@
-"""Inputs on which every implementation of neighborhood attention is tested."""
+"""Inputs on which every implementation of neighborhood attention is tested, and calls of realistic size."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.dispatch import Case
+from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,5 +54,22 @@ CASES = (
     _case("map_windows", 8, 12, kernel_size=4, stride=4),
     _case("map_dilated", 19, 14, kernel_size=(3, 4), dilation=(3, 2), stride=(2, 1), scale=0.3),
     _case("map_causal", 6, 9, heads=4, kv_heads=2, kernel_size=(3, 4), causal=(True, False), stride=(2, 3)),
+    _case("volume_padding", 3, 4, 5, kernel_size=(2, 2, 3), stride=(2, 1, 2), dilation=(1, 2, 1),
+        causal=(False, False, True), padding=True),
     _case("volume", 4, 5, 6, kernel_size=(3, 2, 3), causal=(True, False, False), bias=True),
+)  # fmt: skip
+
+
+def _shape(name: str, *shape: int, mask: bool = False, **options: Any) -> Shape:
+    arrays: dict[str, Any] = dict.fromkeys("qkv", shape)
+    if mask:
+        arrays["mask"] = jax.ShapeDtypeStruct(shape[:-2], jnp.bool_)
+    return Shape(name, arrays, options)
+
+
+SHAPES = (
+    _shape("map", 2, 56, 56, 4, 32, kernel_size=7),
+    # Of a video model, as in the paper: no block is cut.
+    _shape("volume_strides", 1, 30, 48, 80, 8, 128, kernel_size=(18, 24, 24), stride=(16, 8, 8)),
+    _shape("line_padding", 2, 16384, 8, 64, mask=True, kernel_size=255, dilation=4, causal=True),
 )

@@ -10,15 +10,38 @@ at
 
 On a causal axis the leader is the last of the group, l = min(s floor(i / s) + s - 1, L' - 1), and the keys are max(l -
 k + 1, 0) to i. Axes are independent: a query attends to a key if it does so on every axis. All of this is computed in
-numpy while tracing.
+numpy while tracing, except for the windows in a kernel's blocks that they cut (:meth:`Axis.span`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+
+class Reach(NamedTuple):
+    """The tiles of keys that each tile of queries attends to, int (tiles,) each: those from ``first`` to ``stop``, of
+    which all queries attend to all tokens of those from ``whole_first`` to ``whole_stop``.
+    """
+
+    first: np.ndarray
+    stop: np.ndarray
+    whole_first: np.ndarray
+    whole_stop: np.ndarray
+
+
+def divided(x: Any, size: int) -> tuple[Any, Any]:
+    """Quotient and remainder of numbers that are not negative; in the fewest operations that a kernel can do."""
+    if size & (size - 1) == 0:
+        return x >> (size.bit_length() - 1), x & (size - 1)
+    quotient = x // size if isinstance(x, np.ndarray) else lax.div(x, jnp.full_like(x, size))
+    return quotient, x - size * quotient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +60,64 @@ class Axis:
     causal: bool = False
     shifted: bool = True
 
+    def count(self, residue: Any) -> Any:
+        """The number of tokens with a residue."""
+        least, rest = divmod(self.length, self.dilation)
+        where = np.where if isinstance(residue, (int, np.ndarray)) else jnp.where
+        return where(residue < rest, least + 1, least) if rest else least
+
+    def span(self, own: Any, count: Any) -> tuple[Any, Any]:
+        """The first key of the queries ``own`` and the one after their last, on the axis of a residue with ``count``
+        tokens. With the border "masked" the first one may be negative.
+        """
+        xp: Any = np if isinstance(own, np.ndarray) else jnp
+        group = own - divided(own, self.stride)[1]
+        if self.causal:
+            leader = xp.minimum(group + (self.stride - 1), count - 1)
+            return xp.maximum(leader - (self.window - 1), 0), own + 1
+        start = xp.minimum(group + self.stride // 2, count - 1) - self.window // 2
+        if self.shifted:
+            start = xp.minimum(xp.maximum(start, 0), count - self.window)
+        return start, xp.minimum(start + self.window, count)
+
     @functools.cached_property
     def keys(self) -> np.ndarray:
         """int (length, window): the keys of each query in order, -1 for missing ones."""
         found = np.full((self.length, self.window), -1)
         for residue in range(self.dilation):
             tokens = np.arange(residue, self.length, self.dilation)
-            count, own = len(tokens), np.arange(len(tokens))
-            first = self.stride * (own // self.stride)
-            if self.causal:
-                start = np.maximum(np.minimum(first + self.stride - 1, count - 1) - self.window + 1, 0)
-            else:
-                start = np.minimum(first + self.stride // 2, count - 1) - self.window // 2
-                start = np.clip(start, 0, count - self.window) if self.shifted else start
+            start, stop = self.span(np.arange(len(tokens)), len(tokens))
             seen = start[:, None] + np.arange(self.window)
-            real = (seen >= 0) & (seen < count) & (~np.bool_(self.causal) | (seen <= own[:, None]))
-            found[tokens] = np.where(real, tokens[np.clip(seen, 0, count - 1)], -1)
+            real = (seen >= 0) & (seen < stop[:, None])
+            found[tokens] = np.where(real, tokens[np.clip(seen, 0, len(tokens) - 1)], -1)
         return found
+
+    @property
+    def residues(self) -> dict[int, int]:
+        """How many residues have a number of tokens."""
+        least, rest = divmod(self.length, self.dilation)
+        return {count: n for count, n in ((least + 1, rest), (least, self.dilation - rest)) if n and count}
+
+    def reach(self, count: int, queries: int, keys: int, lead: int = 0) -> Reach:
+        """Which tiles of ``keys`` tokens each tile of ``queries`` tokens attends to, on the axis of a residue with
+        ``count`` tokens. The first tile of keys starts ``lead`` tokens before the axis.
+
+        The windows of neighbors leave no gap, so that tiles which contain a key are those between two.
+        """
+        start, stop = self.span(np.arange(count), count)
+        start, at = np.maximum(start, 0), np.arange(0, count, queries)
+        whole_first = -(-(np.maximum.reduceat(start, at) + lead) // keys)
+        return Reach(
+            (np.minimum.reduceat(start, at) + lead) // keys,
+            -(-(np.maximum.reduceat(stop, at) + lead) // keys),
+            whole_first,
+            np.maximum((np.minimum.reduceat(stop, at) + lead) // keys, whole_first),
+        )
+
+    def visits(self, queries: int, keys: int, lead: int = 0) -> int:
+        """The number of pairs of tiles of which any query attends to any key."""
+        found = {count: self.reach(count, queries, keys, lead) for count in self.residues}
+        return sum(n * int((found[count].stop - found[count].first).sum()) for count, n in self.residues.items())
 
     def tiles(self, size: int) -> Tiles:
         """The axis divided into tiles of up to ``size`` queries with the same residue."""
@@ -124,14 +188,8 @@ def speedup(
         zip(shape, kernel_size, stride, dilation, query_tile, key_tile, strict=True)
     ):
         axis = Axis(length, window, step, apart, bool(causal and causal[number]))
-        visited = dense = 0
-        for residue in range(apart):
-            own = axis.keys[residue::apart]
-            for start in range(0, len(own), queries):
-                seen = own[start : start + queries]
-                visited += len(np.unique((seen[seen >= 0] - residue) // apart // keys))
-            dense += -(-len(own) // queries) * sum(
-                -(-len(range(other, length, apart)) // keys) for other in range(apart)
-            )
-        share *= visited / dense
+        dense = math.prod(
+            sum(n * -(-count // size) for count, n in axis.residues.items()) for size in (queries, keys)
+        )
+        share *= axis.visits(queries, keys) / dense
     return 1 / share

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, gpu_stages
-from benchmarks.gpu_problems import attention, problems
+from benchmarks.gpu_problems import attention, neighborhood, problems
 from pallas_kernels.dispatch import OPS
 
 WITH_KERNELS = {op.name for op in OPS.values() if "mosaic_gpu" in {i.name for i in op.implementations}}
@@ -104,3 +104,10 @@ def test_the_work_of_a_window_is_counted_pair_by_pair() -> None:
     dense, window = attention("dense", 1, 32, 2, 16), attention("window", 1, 32, 2, 16, causal=True, window=(7, None))
     assert dense.flops == 4 * 2 * 32 * 32 * 16
     assert window.flops == 4 * 2 * sum(min(i + 1, 8) for i in range(32)) * 16
+
+
+def test_the_work_of_a_neighborhood_is_counted_pair_by_pair() -> None:
+    """The windows of 3 x 3 tokens, cut off at the border of 4 x 5."""
+    problem = neighborhood("map", 2, (4, 5), 2, 16, kernel_size=3, border="masked")
+    assert problem.exponentials == 2 * 2 * (2 * 2 + 2 * 3) * (2 * 2 + 3 * 3)
+    assert problem.flops == 4 * 16 * problem.exponentials

@@ -7,6 +7,7 @@ The truth is the reference in float64 on the inputs as the kernels get them, rou
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,13 +41,15 @@ CASES = (
 TOLERANCE = 4 * 2.0**-11
 
 
-def evaluate(implementation: str, options: dict[str, Any], arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Outputs, and gradients of the floating arrays under one random cotangent."""
+def evaluate(
+    implementation: str, options: dict[str, Any], arrays: dict[str, jax.Array], op: Callable[..., Any] = attention
+) -> dict[str, np.ndarray]:
+    """Outputs of an op, and gradients of the floating arrays under one random cotangent."""
     floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     others = {n: x for n, x in arrays.items() if n not in floating}
 
     def call(floating: dict[str, jax.Array]) -> list[jax.Array]:
-        return jax.tree.leaves(attention(**floating, **others, **options, implementation=implementation))
+        return jax.tree.leaves(op(**floating, **others, **options, implementation=implementation))
 
     @jax.jit
     def run(floating: dict[str, jax.Array], cotangents: list[jax.Array]) -> Any:

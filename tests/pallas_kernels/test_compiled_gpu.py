@@ -37,6 +37,7 @@ COMPILED = (
     ("linear_attention", "mamba2"),
     ("delta_rule", "gated_grouped"),
     ("selective_scan", "mamba"),
+    ("neighborhood_attention", "line_padding"),
 )
 
 

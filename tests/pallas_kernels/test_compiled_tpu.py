@@ -48,6 +48,8 @@ COMPILED = (
     ("linear_attention", "key", jnp.bfloat16, "v6e"),
     ("delta_rule", "gated", jnp.float32, "v5e"),
     ("selective_scan", "mamba", jnp.bfloat16, "v5e"),
+    ("neighborhood_attention", "map", jnp.bfloat16, "v5e"),
+    ("neighborhood_attention", "line_padding", jnp.bfloat16, "v6e"),
 )
 
 

@@ -43,6 +43,7 @@ INTERPRETED = {
     "delta_rule mosaic_tpu": """three_steps_gated grouped identical_keys one_reflection_repeated
         identical_keys_beyond_one abrupt fast_decay""",
     "selective_scan mosaic_tpu": "everything many_states grouped slow fast padded_tail",
+    "neighborhood_attention mosaic_tpu": "line_strides volume_padding",
 }
 # What its kernels lack, by the reasons that they give.
 REFUSED = {
@@ -51,6 +52,7 @@ REFUSED = {
     "linear_attention mosaic_tpu": "both_ways_plain one_token_key packed_token value two_decays_token",
     "delta_rule mosaic_tpu": "one_token_three_steps key read packed_two_steps",
     "selective_scan mosaic_tpu": "one_token packed implicit",
+    "neighborhood_attention mosaic_tpu": "map_padding",
 }
 
 

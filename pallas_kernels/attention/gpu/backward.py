@@ -42,8 +42,9 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     present = {name: x for name, x in arrays.items() if x is not None}
     columns = [name for name in tiles.ALONG_KEYS if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
-    # Keys at once: with wide accumulators, or a score's derivative, more do not fit the registers.
-    width = size if max(head_dim, value_dim) <= 64 and spec.score is None else 64
+    # Keys at once: with wide accumulators, a score's derivative or a pattern's numbers more do not fit the registers.
+    narrow = max(head_dim, value_dim) > 64 or spec.score is not None or spec.pattern is not None
+    width = 64 if narrow else size
     shape = (ROWS, width)
 
     def flash_gradient_of_queries(*references: Any) -> None:

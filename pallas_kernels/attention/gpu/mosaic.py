@@ -163,6 +163,8 @@ def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
     With both a mask and positions, only those are found that one of the two excludes by itself.
     """
     q, k, v, mask, (left, right), pattern = call.q, call.k, call.v, call.mask, call.reach, call.pattern
+    if call.finite:
+        return q, k, v
     seeing: Any = True
     seen: Any = True
     if mask is not None:

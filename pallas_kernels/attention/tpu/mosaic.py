@@ -26,7 +26,7 @@ import numpy as np
 from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.call import AttentionCall
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Pattern
 from pallas_kernels.attention.reference import visible
 from pallas_kernels.attention.tpu.flash import Walk, flash
 from pallas_kernels.attention.tpu.tiles import Options, Where
@@ -68,7 +68,9 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     (left, right), pattern = call.reach, call.pattern
     query_positions, key_positions = call.query_positions if call.ordered else None, call.key_positions
-    queries_seeing, keys_seen = _seen(call.replace(query_positions=query_positions), kv_heads)
+    queries_seeing, keys_seen = (
+        (None, None) if call.finite else _seen(call.replace(query_positions=query_positions), kv_heads)
+    )
     # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
     if queries_seeing is not None:
         q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
@@ -81,11 +83,15 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     where, attending = _where(call.replace(query_positions=query_positions))
     fold = _fold(batch, q_length, k_length) if where.mask is None and (bias is None or bias.shape[0] == 1) else None
     if fold is None:
-        block_q, block_k = _block(q_length, 16), _block(k_length, LANES)
+        wanted = pattern.blocks if isinstance(pattern, Pattern) else None
+        block_q, block_k = (
+            _block(length, least, size)
+            for length, least, size in zip((q_length, k_length), (16, LANES), wanted or (None, None), strict=True)
+        )
         size_q, size_k = _round_up(q_length, block_q), _round_up(k_length, block_k)
         where = _pad(where, size_q, size_k)
         indexed = query_positions is None and key_positions is None
-        cover = _cover(where, left, right, pattern, indexed, q_length, k_length, block_q, block_k)
+        cover, most = _cover(where, left, right, pattern, indexed, q_length, k_length, block_q, block_k)
         q, k, v = (
             jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)))
             for x, size in ((q, size_q), (k, size_k), (v, size_k))
@@ -93,12 +99,12 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     else:
         where = _fold_where(fold, batch, _pad(where, fold.q, fold.k))
         block_q, block_k = fold.together * fold.q, fold.together * fold.k
-        cover = blocks.Cover(np.ones((1, 1, 1, 1), bool), np.zeros((1, 1, 1, 1), bool))
+        cover, most = blocks.Cover(np.ones((1, 1, 1, 1), bool), np.zeros((1, 1, 1, 1), bool)), (1, 1)
         q, k, v = fold.rows(q, fold.q), fold.rows(k, fold.k), fold.rows(v, fold.k)
-    forth, back = blocks.lists(cover), blocks.lists(blocks.transposed(cover))
+    forth, back = blocks.lists(cover, most[0]), blocks.lists(blocks.transposed(cover), most[1])
     steps = forth.ids.shape[-1], back.ids.shape[-1]
     folded = None if fold is None else (fold.q, fold.k)
-    visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
+    visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * steps[0]
     options = Options(
         left, right, scale, call.normalize, k_length, block_q, block_k, folded, visits, steps, dispatch.interpreted(),
         pattern, call.score,
@@ -255,10 +261,12 @@ def _fold(batch: int, q_length: int, k_length: int) -> Fold | None:
     return Fold(q, k, together) if together > 1 else None
 
 
-def _block(length: int, least: int) -> int:
-    """The block size: the rounded length up to the largest size; above, the largest size with at most an eighth of
-    padding.
+def _block(length: int, least: int, wanted: int | None = None) -> int:
+    """The block size: ``wanted`` by the mask, if there are as many; else the rounded length up to the largest size, and
+    above it the largest size with at most an eighth of padding.
     """
+    if wanted is not None and length > wanted:
+        return wanted
     if length <= BLOCKS[0]:
         return _round_up(length, least if length <= LANES else LANES)
     return next((b for b in BLOCKS if -length % b <= length // 8), BLOCKS[-1])
@@ -332,9 +340,10 @@ def _cover(
     k_length: int,
     block_q: int,
     block_k: int,
-) -> blocks.Cover:
-    """The summary (batch or 1, heads or 1, q_blocks, k_blocks), in numpy if it does not depend on data. ``indexed``:
-    whether positions are indices.
+) -> tuple[blocks.Cover, tuple[int, int]]:
+    """The summary (batch or 1, heads or 1, q_blocks, k_blocks), in numpy if it does not depend on data; and the most
+    key blocks that a query block can visit, and query blocks that a key block can. ``indexed``: whether positions are
+    indices.
     """
     parts: list[blocks.Cover] = []
     if indexed:
@@ -373,9 +382,12 @@ def _cover(
     if where.mask is not None:
         parts.append(blocks.mask_cover(where.mask != 0, block_q, block_k))
     cover = functools.reduce(blocks.both, parts)
-    if isinstance(cover.some, jax.Array) and math.prod(cover.some.shape) > LIST_LIMIT:
+    (*rows, q_blocks, k_blocks), most = cover.some.shape, cover.some.shape[:1:-1]
+    if indexed:
+        most = tuple(max(int(parts[0].some.sum(axis).max()), 1) for axis in (3, 2))
+    if isinstance(cover.some, jax.Array) and math.prod(rows) * max(q_blocks * most[0], k_blocks * most[1]) > LIST_LIMIT:
         cover = blocks.Cover(cover.some.any((0, 1), keepdims=True), cover.every.all((0, 1), keepdims=True))
-    return cover
+    return cover, most
 
 
 def _places(length: int, block: int) -> jax.Array:

@@ -78,12 +78,15 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """The positions of the queries and keys of blocks i and j, int32 (block_q, block_k) or its transpose."""
-    shape = (options.block_k, options.block_q) if transposed else (options.block_q, options.block_k)
-    q_axis, k_axis = (1, 0) if transposed else (0, 1)
+    """The positions of the queries of block i, int32 (block_q, 1), and of the keys of block j, (1, block_k); or their
+    transposes. A pattern computes what depends on one of them once for each row or column.
+    """
+    q_shape, k_shape = (options.block_q, 1), (1, options.block_k)
+    if transposed:
+        q_shape, k_shape = q_shape[::-1], k_shape[::-1]
     return (
-        i * options.block_q + lax.broadcasted_iota(jnp.int32, shape, q_axis),
-        j * options.block_k + lax.broadcasted_iota(jnp.int32, shape, k_axis),
+        i * options.block_q + lax.broadcasted_iota(jnp.int32, q_shape, int(transposed)),
+        j * options.block_k + lax.broadcasted_iota(jnp.int32, k_shape, int(not transposed)),
     )
 
 
@@ -126,7 +129,8 @@ def allowed(options: Options, i: Any, j: Any, where: Where, transposed: bool) ->
         terms.append(options.pattern(q_at, k_at))
     if where.mask is not None:
         terms.append(where.mask[...].astype(jnp.int32) != 0)
-    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, q_place.shape) for t in terms))
+    shape = jnp.broadcast_shapes(q_place.shape, k_place.shape)
+    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, shape) for t in terms))
 
 
 def logits(
