@@ -69,7 +69,7 @@ def _shape(name: str, *shape: int, mask: bool = False, **options: Any) -> Shape:
 
 SHAPES = (
     _shape("map", 2, 56, 56, 4, 32, kernel_size=7),
-    # Of a video model, as in the paper: no block is cut.
+    # As many tokens as a video model has, with strides at which no block is cut.
     _shape("volume_strides", 1, 30, 48, 80, 8, 128, kernel_size=(18, 24, 24), stride=(16, 8, 8)),
     _shape("line_padding", 2, 16384, 8, 64, mask=True, kernel_size=255, dilation=4, causal=True),
 )

@@ -100,8 +100,8 @@ def test_tiles_of_keys_start_where_windows_do() -> None:
 
 
 def test_whole_blocks() -> None:
-    """The paper's perfect sparsity: of 30 x 48 x 80 tokens, with windows of 18 x 24 x 24 and strides of 16 x 8 x 8, no
-    block is cut and nothing is computed that is not attended to.
+    """Of 30 x 48 x 80 tokens, as many as a video model has, with windows of 18 x 24 x 24 and strides of 16 x 8 x 8: no
+    block is cut, and nothing is computed that is not attended to.
     """
     grid = (30, 48, 80), (18, 24, 24), (16, 8, 8)
     mask = neighborhood(grid_of(*grid), ((128, 128),))
