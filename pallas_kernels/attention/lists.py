@@ -13,11 +13,11 @@ import numpy as np
 
 from pallas_kernels.attention.blocks import static_cover
 from pallas_kernels.attention.call import Reach
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Pattern
 
 CHUNK, BLOCK = 128, 64
 LARGEST = 2**30
-"""Largest number of mask entries that are evaluated while tracing."""
+"""Largest number of mask entries that are evaluated while tracing, of masks that know no faster way."""
 WORTH = 0.75
 """Fraction of all blocks up to which lists cost less than masks."""
 SLACK = 7 / 8
@@ -43,7 +43,7 @@ class Group:
 @functools.lru_cache(64)
 def groups(pattern: Mask, reach: Reach, q_length: int, k_length: int) -> tuple[Group, ...] | None:
     """The groups, with indices as positions; None where lists save little, or the mask is too large to be evaluated."""
-    if q_length * k_length > LARGEST:
+    if q_length * k_length > LARGEST and not (isinstance(pattern, Pattern) and pattern.blocks):
         return None
     seen = static_cover(*reach, pattern, q_length, k_length, CHUNK, BLOCK).some
     count = np.maximum(seen.sum(1), 1)

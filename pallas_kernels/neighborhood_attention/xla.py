@@ -2,7 +2,10 @@
 windows.
 
 Boxes overlap: keys are copied once for every tile that reads them. Each tile is a row of a batch for
-:func:`pallas_kernels.attention`, whose kernels are used where they support it.
+:func:`pallas_kernels.attention`, whose kernels are used where they support it. Where that would be too many copies,
+keys are gathered for some queries at a time, as for any mask of attention
+(:mod:`pallas_kernels.neighborhood_attention.tiled`, :mod:`pallas_kernels.attention.lists`): memory is linear in the
+number of tokens, whatever the window.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import attention
+from pallas_kernels.attention import attention, lists
+from pallas_kernels.attention import xla as of_attention
+from pallas_kernels.neighborhood_attention import tiled
 from pallas_kernels.neighborhood_attention.call import NeighborhoodCall
 from pallas_kernels.neighborhood_attention.geometry import Axis, Tiles, tiles
 
@@ -24,6 +29,9 @@ QUERIES = 64
 """The approximate number of queries of a tile: with fewer, keys are copied more often; with more, more masked logits
 are computed.
 """
+
+COPIES = 32
+"""Copies of each key, on average, above which boxes are not made: 13 x 13 tokens around each of a map take 6."""
 
 
 def _sizes(grid: tuple[Axis, ...]) -> tuple[int, ...]:
@@ -78,6 +86,11 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
     """The op."""
     batch = call.q.shape[0]
     cut = [tiles(axis, size) for axis, size in zip(call.grid, _sizes(call.grid), strict=True)]
+    copies = math.prod(tile.keys.size / axis.length for tile, axis in zip(cut, call.grid, strict=True))
+    if call.bias is None and copies > COPIES:
+        order = tiled.neighborhood(call.grid, ((lists.CHUNK, lists.BLOCK),))
+        out, _ = of_attention.attention(tiled.as_attention(call, order))
+        return (order.queries.restored(out),)
     queries, keys = [tile.queries for tile in cut], [tile.keys for tile in cut]
     q, k, v = _taken(call.q, queries), _taken(call.k, keys), _taken(call.v, keys)
     # Made from small arrays of the axes, so that programs contain no large constants.

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, hopper, neighborhood_attention
+from pallas_kernels.attention import lists
+from pallas_kernels.attention import xla as of_attention
 from pallas_kernels.attention.gpu import mosaic as gpu
-from pallas_kernels.neighborhood_attention import grid_of, mosaic_tpu, speedup
+from pallas_kernels.neighborhood_attention import grid_of, mosaic_tpu, speedup, xla
 from pallas_kernels.neighborhood_attention.geometry import Axis
 from pallas_kernels.neighborhood_attention.tiled import Neighborhood, Order, neighborhood
 from tests.pallas_kernels import test_attention_gpu
 from tests.pallas_kernels.test_kernels_on_mesh import on
-from tests.pallas_kernels.test_ops import arrays_of, compare, evaluate, find
+from tests.pallas_kernels.test_ops import FLOAT64, arrays_of, compare, evaluate, find
 from tests.tiers import tiered
 
 GRIDS: dict[str, dict[str, Any]] = {
@@ -120,6 +122,29 @@ def test_many_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mosaic_tpu, "SIZES", (16,))
     op, case = find("neighborhood_attention", name)
     compare(op, case, evaluate(op, "mosaic_tpu", case, np.float32, traced="small blocks"), 1.0)
+
+
+@pytest.mark.parametrize("name", tiered(SMALL[1:], lambda name: name == "map_causal"))
+def test_xla_without_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide windows: lists of small blocks in place of boxes."""
+    monkeypatch.setattr(xla, "COPIES", 0)
+    for module, sizes in ((lists, {"CHUNK": 16, "BLOCK": 8}), (of_attention, {"CHUNK": 16, "DIRECT_LENGTH": 16})):
+        for which, size in sizes.items():
+            monkeypatch.setattr(module, which, size)
+    op, case = find("neighborhood_attention", name)
+    results = evaluate(op, "xla", case, np.float64, traced="lists")
+    compare(op, case, results, FLOAT64)
+
+
+def test_memory_is_linear_for_wide_windows() -> None:
+    """The boxes of 23 x 55 x 55 keys around 4 x 4 x 4 queries would hold each key a thousand times."""
+    x = jax.ShapeDtypeStruct((1, 20, 64, 64, 1, 8), jnp.float32)
+
+    def run(x: jax.Array) -> jax.Array:
+        return neighborhood_attention(x, x, x, kernel_size=(20, 52, 52))
+
+    largest = max(eqn.outvars[0].aval.size for eqn in jax.make_jaxpr(run)(x).eqns)
+    assert largest <= 8 * x.size
 
 
 @pytest.mark.full
