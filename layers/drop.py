@@ -1,6 +1,8 @@
-"""Stochastic depth and layer scale: factors of a residual branch."""
+"""Stochastic depth and layer scale, factors of a residual branch; and channels of which only the first are kept."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +53,35 @@ class LayerScale(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales ``x`` (..., features)."""
         return x * broadcast(self.scale[...], x.shape, x.dtype)
+
+
+class ChannelDrop(Module):
+    """Keeps the first c channels and sets the others to 0, with c drawn for each of several groups of a batch, so that
+    one network trains the weights of networks of many widths. Outside training all channels are kept.
+
+    Searching for Efficient Multi-Stage Vision Transformers (Liao et al., 2021, arXiv:2109.00642), section 3.3.
+    """
+
+    def __init__(self, kept: Sequence[int], groups: int, *, rngs: nnx.Rngs):
+        """Args:
+          kept: the values of c, drawn equally often.
+          groups: number of draws in a batch; example i belongs to group i modulo ``groups``.
+
+        Raises:
+          ValueError: no value of c, or one below 1, or no group.
+        """
+        if not kept or min(kept) < 1 or groups < 1:
+            raise ValueError(f"at least 1 channel and 1 group: got kept={tuple(kept)} and groups={groups}")
+        self.kept, self.groups = tuple(kept), groups
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``x`` (batch, ..., channels) to the same shape."""
+        if self.deterministic:
+            return x
+        each = jnp.arange(-(-self.groups // len(self.kept)) * len(self.kept)) % len(self.kept)
+        drawn = jnp.asarray(self.kept)[jax.random.permutation(self.rngs(), each)[: self.groups]]
+        counts = drawn[jnp.arange(x.shape[0]) % self.groups]
+        inside = jnp.arange(x.shape[-1]) < counts.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(inside, x, jnp.zeros_like(x))

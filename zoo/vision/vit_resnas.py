@@ -8,19 +8,27 @@ A ViT of 16x16, 8x8 and 4x4 tokens from 224 pixels. Between stages a convolution
 means of 2x2 tokens are added (:class:`layers.reduction.ResidualReduction`); the class token goes through a linear
 layer. The heads and the hidden width of each block were found by evolutionary search in a super-network. Published for
 ImageNet-1k: tiny 80.8 % top-1, 1.8 G multiply-adds; small 81.7 %, 2.8 G; medium 82.4 %, 4.5 G. ``vit_resnas_nano`` is
-our choice. The head for patches in the authors' files, which is only for training, is left out; the search is not
-included.
+our choice. The head for patches in the authors' files, which is only for training, is left out.
+
+With ``sampled`` the model is a super-network: in training each group of a batch goes through a sub-network, whose
+blocks have only the first of the heads and hidden features, drawn block by block. :mod:`zoo.vision.vit_resnas_search`
+finds the best sub-network within a limit of multiply-adds. The authors also draw the widths of stages and leave out
+blocks; here these are fixed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
+from layers.attention.multi_head import MultiHeadAttention
+from layers.drop import ChannelDrop
 from layers.mixer import MixerSpec, Place
 from layers.mlp import MLP
 from layers.module import Module
@@ -46,6 +54,8 @@ class ViTResNASConfig(IsotropicConfig):
       stages: for each stage, the heads and the hidden width of each block.
       head_dims: features of a head, in each stage; all heads together may have more or fewer than tokens.
       stem: features of the convolutions.
+      sampled: number of sub-networks that a batch trains; 0 for none, which trains the network itself.
+      shares: of the heads and of the hidden features of a block, those that sub-networks may have, rounded up.
     """
 
     patch_size: int = 14
@@ -53,6 +63,32 @@ class ViTResNASConfig(IsotropicConfig):
     stages: tuple[Blocks, ...] = ()
     head_dims: tuple[int, ...] = (32, 48, 64)
     stem: int = 24
+    sampled: int = 0
+    shares: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
+
+    def counts(self, largest: int) -> tuple[int, ...]:
+        """The numbers of heads, or of hidden features, that a block of at most ``largest`` may have, ascending.
+
+        Raises:
+          ValueError: the shares do not end with 1, or one is not positive.
+        """
+        if not self.shares or max(self.shares) != 1 or min(self.shares) <= 0:
+            raise ValueError(f"shares= are above 0 and up to 1, the network itself; got {self.shares}")
+        return tuple(sorted({math.ceil(share * largest) for share in self.shares}))
+
+
+class SampledHeads(MultiHeadAttention):
+    """Attention of which, in training, a part of the examples has only the first heads."""
+
+    def __init__(self, features: int, *, kept: Sequence[int], groups: int, **options: Any):
+        """Args:
+        kept, groups: as in :class:`layers.drop.ChannelDrop`, in heads.
+        """
+        super().__init__(features, **options)
+        self.drop = ChannelDrop([count * self.head_dim for count in kept], groups, rngs=options["rngs"])
+
+    def finish(self, y: jax.Array) -> jax.Array:
+        return super().finish(self.drop(y.reshape(*y.shape[:2], -1)))
 
 
 class ResidualStem(Module):
@@ -117,12 +153,20 @@ class ViTResNAS(Isotropic):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         index = place.index or 0
-        heads, head_dim = self._block(index)[0], self.config.head_dims[self._where(index)[0]]
-        return {"name": "attention", "num_heads": heads, "head_dim": head_dim, "use_bias": self.config.qkv_bias}
+        c, heads, head_dim = self.config, self._block(index)[0], self.config.head_dims[self._where(index)[0]]
+        options = {"num_heads": heads, "head_dim": head_dim, "use_bias": c.qkv_bias}
+        if c.sampled:
+            return functools.partial(SampledHeads, kept=c.counts(heads), groups=c.sampled, **options)
+        return {"name": "attention", **options}
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
-        hidden = self._block(place.index or 0)[1]
-        return MLP(self._width(place), hidden, dropout=place.dropout, **place.dtypes, rngs=rngs)
+        c, hidden = self.config, self._block(place.index or 0)[1]
+
+        def drop(features: int, *, rngs: nnx.Rngs, **_: Any) -> ChannelDrop:
+            return ChannelDrop(c.counts(features), c.sampled, rngs=rngs)
+
+        norm = drop if c.sampled else None
+        return MLP(self._width(place), hidden, norm=norm, dropout=place.dropout, **place.dtypes, rngs=rngs)
 
     def make_stem(self, *, rngs: nnx.Rngs) -> ResidualStem:
         return ResidualStem(self.config, rngs=rngs)
