@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import billion_tokens
+from benchmarks import billion_tokens, vision
 from benchmarks.claims import routing
 from docs import results, speed
 
@@ -24,7 +24,27 @@ def test_the_page_of_speeds_is_fresh_and_tells_losses() -> None:
         "times_faster_than_eager": {"forward": 0.5},
     }
     text = speed.vision({"versions": {"jax": "1"}, "milliseconds": {"m, batch 1": measured}})
-    assert "| m, batch 1 | forward | 2 | 1 |  | 0.5 |  |" in text
+    assert "| m, batch 1 | forward pass | 2 | 1 |  | 0.5 |  |" in text
+
+
+def test_families_are_shown_with_the_targets_that_they_miss() -> None:
+    fast = {"forward": 2.0, "training_step": 6.0, "memory": 30.0, "losses": [1.0]}
+    slow = {"forward": 1.0, "training_step": 6.0, "memory": 60.0, "losses": [1.0]}
+    fast["logits"], slow["logits"] = [1.0], [2.0]
+    rows = {
+        "b, batch 8": {"family": "second", "peer": "timm b", **vision.combine(fast, [], {"eager": slow})},
+        "a, batch 8": {"family": "first", "peer": "timm a", "stopped": "needs a GPU"},
+        "c, batch 8": {"family": "third", "peer": "timm c", **vision.combine(fast, [], {"eager": {"stopped": "late"}})},
+    }
+    text = speed.vision({"versions": {"jax": "1"}, "asked": vision.ASKED, "milliseconds": rows})
+    lines = [
+        "| first | a, batch 8 | timm a |  |  |  |  |  |  |  |  |  | needs a GPU |",
+        "| second | b, batch 8 | timm b | 2 | 1 | 0.5 | 6 | 6 | 1 | 30 | 60 | 0.5 | "
+        "missed: forward pass; logits differ by 0.5 |",
+        "| third | c, batch 8 | timm c | 2 |  |  | 6 |  |  | 30 |  |  | PyTorch late |",
+    ]
+    assert "\n".join(lines) in text
+    assert "of the 1 that were measured: forward pass 0.5 (target 1.15, missed) and training step 1 (target 1)" in text
 
 
 def test_starting_is_shown_with_what_was_stopped() -> None:

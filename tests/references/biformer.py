@@ -39,6 +39,11 @@ def authors(clone: Path) -> Any:
     return importlib.import_module("models.biformer")
 
 
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), name)()
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     from tests.references.live import outputs_and_gradient
@@ -87,9 +92,8 @@ def record(clone: Path) -> dict[str, np.ndarray]:
                 arrays[f"{title}/{name}"] = value.astype(np.float32)
             elif name == "features/stages.3":
                 arrays[f"{title}/{name}"] = value
-    counts = {
-        name: recording.count(getattr(source, name)()) for name in ("biformer_tiny", "biformer_small", "biformer_base")
-    }
+    names = ("biformer_tiny", "biformer_small", "biformer_base")
+    counts = {name: recording.count(published(clone, name)) for name in names}
     return arrays | recording.about("github.com/rayleizhu/BiFormer", clone, counts=counts, shapes=shapes)
 
 

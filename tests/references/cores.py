@@ -119,6 +119,20 @@ def _module(paths: list[Path]) -> dict[str, Any]:
     return found
 
 
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model, of its least size, that ours of this name is."""
+    start, kind = name.split("_")[:2]
+    agents = {"agent_num": [49] * 4 if kind == "deit" else [9, 16, 49, 49]} if start == "agent" else {}
+    options: dict[str, Any] = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3 if agents else 6}
+    if kind == "cswin":
+        options = {"patch_size": 4, "embed_dim": 64, "depth": [2, 4, 18, 1], "split_size": [1, 2, 7, 7]}
+        options |= {"num_heads": [2, 4, 8, 16], "attn_type": "AABB" if agents else "IISS"}
+        options |= {"la_split_size": "56-28-14-7"}
+    repository, files, build, _ = MODELS[f"{start}/{kind}"]
+    found = _module([clone / FOLDERS[repository] / f"{file}.py" for file in files])
+    return found[build](**options, **agents)
+
+
 def _models(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Adds outputs of the authors' models and of a layer, and gradients of the sum of their sines; returns the shapes
     of their parameters.

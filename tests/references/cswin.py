@@ -28,14 +28,22 @@ COUNTED = {
 }
 
 
+def authors(clone: Path) -> Any:
+    """Their module models/cswin.py."""
+    recording.stand_in_timm()
+    return recording.module_of(clone / "models" / "cswin.py")
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    build = getattr(authors(clone), COUNTED[name.removeprefix("cswin_")])
+    return build(img_size=int(name.rpartition("_")[2]))
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
-    recording.stand_in_timm()
-    module = recording.module_of(clone / "models" / "cswin.py")
-    counts = {
-        f"cswin_{name}": recording.count(getattr(module, theirs)(img_size=int(name[-3:])))
-        for name, theirs in COUNTED.items()
-    }
+    module = authors(clone)
+    counts = {f"cswin_{name}": recording.count(published(clone, f"cswin_{name}")) for name in COUNTED}
     options: dict[str, Any] = {"depth": list(DEPTHS), "num_heads": list(HEADS), "split_size": list(STRIPES)}
     model = module.CSWinTransformer(SIDE, 4, num_classes=CLASSES, embed_dim=WIDTH, mlp_ratio=RATIO, **options)
     shapes = recording.give_weights(model, SEED)

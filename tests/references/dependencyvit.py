@@ -51,13 +51,19 @@ def authors(clone: Path) -> Any:
     return DependencyViT
 
 
+def published(clone: Path, name: str) -> Any:
+    """The port at the published size that ours of this name has."""
+    size = name.removeprefix("dependencyvit_").removesuffix("_patch16_224")
+    lite, features = size.startswith("lite_"), 192 if size.endswith("tiny") else 384
+    layers = [2, 5, 8, 11] if lite else None
+    return authors(clone)(embed_dim=features, depth=12, num_heads=12, prune_layers=layers, prune_ratio=0.16)
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     build = authors(clone)
-    counts = {
-        name: recording.count(build(embed_dim=width, depth=12, num_heads=12, prune_layers=layers, prune_ratio=0.16))
-        for name, width, layers in (("tiny", 192, None), ("small", 384, None), ("lite_tiny", 192, [2, 5, 8, 11]))
-    }
+    names = ("tiny", "small", "lite_tiny")
+    counts = {name: recording.count(published(clone, f"dependencyvit_{name}_patch16_224")) for name in names}
     arrays: dict[str, np.ndarray] = {}
     for case, layers in CASES.items():
         pruning = {"prune_layers": layers, "prune_ratio": 0.16} if layers else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +22,25 @@ KEPT = {"gradient": np.s_[:, ::2, 1::2], "features": np.s_[:, ::2, ::2, ::4]}
 COUNTED = {"18": "3577", "34": "3357", "50": "3557", "101": "3357", "152": "3357"}
 
 
+def authors(clone: Path) -> Any:
+    """Their module models/eca_resnet.py."""
+    sys.path.insert(0, str(clone))
+    return importlib.import_module("models.eca_resnet")
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    size, _, kernels = name.rpartition("_k")
+    return getattr(authors(clone), size)(k_size=[int(k) for k in kernels])
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     from tests.references.live import torch
 
-    sys.path.insert(0, str(clone))
-    module = importlib.import_module("models.eca_resnet")
-    counts = {
-        f"eca_resnet{size}_k{kernels}": recording.count(
-            getattr(module, f"eca_resnet{size}")(k_size=[int(k) for k in kernels])
-        )
-        for size, kernels in COUNTED.items()
-    }
+    module = authors(clone)
+    names = [f"eca_resnet{size}_k{kernels}" for size, kernels in COUNTED.items()]
+    counts = {name: recording.count(published(clone, name)) for name in names}
     model = module.ResNet(module.ECABasicBlock, [1, 1, 1, 1], num_classes=CLASSES, k_size=list(KERNELS))
     model.avgpool = torch.nn.AdaptiveAvgPool2d(1)  # theirs is for 224 pixels
     shapes = recording.give_weights(model, SEED)

@@ -48,8 +48,8 @@ def _made(cls: Any, *_: Any, **options: Any) -> Any:
     return cls(**{name: value for name, value in options.items() if not name.endswith(("_cfg", "_fn", "_strict"))})
 
 
-def record(clones: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def _given() -> dict[str, Any]:
+    """What the authors' files import."""
     from einops import rearrange
 
     from tests.references.live import timm, torch
@@ -60,17 +60,37 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     given |= {"MlpOri": layers.Mlp, "Mlp": layers.Mlp, "OrderedDict": collections.OrderedDict, "rearrange": rearrange}
     given |= {"register_model": lambda f: f, "register_notrace_module": lambda c: c, "build_model_with_cfg": _made}
     given |= {"named_apply": lambda *_, **__: None, "default_cfgs": collections.defaultdict(dict)}
-    given |= {"ClassAttn": timm.models.cait.ClassAttn, "checkpoint_filter_fn": None}
+    return given | {"ClassAttn": timm.models.cait.ClassAttn, "checkpoint_filter_fn": None}
+
+
+def authors(clone: Path, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Their modules of the models and of ConvNeXt, of the repository of a case."""
+    path = clone / FOLDERS[case][2]
+    convnext = classes(path.parent / "convnext_utils.py", _given())
+    names = ("_create_hybrid_backbone", "DilationPredictor", "DilatedAvgPooling")
+    return classes(path, _given() | {part: convnext[part] for part in names if part in convnext}), convnext
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    if name.startswith("tap_"):
+        return authors(clone, "pooled")[0][name](num_scales=SCALES)
+    return authors(clone, "plain")[0][name]()
+
+
+def record(clones: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    from einops import rearrange
+
+    from tests.references.live import torch
+
     arrays: dict[str, np.ndarray] = {}
     shapes, counts, about = {}, {}, {}
-    for case, (owner, name, file) in FOLDERS.items():
-        path = clones / name / file
-        convnext = classes(path.parent / "convnext_utils.py", given)
-        names = ("_create_hybrid_backbone", "DilationPredictor", "DilatedAvgPooling")
-        module = classes(path, given | {part: convnext[part] for part in names if part in convnext})
+    for case, (owner, name, _) in FOLDERS.items():
+        module, convnext = authors(clones / name, case)
         start, more = ("fan_", {}) if case == "plain" else ("tap_fan_", {"num_scales": SCALES})
         for size in COUNTED:
-            counts[f"{start}{size}"] = recording.count(module[f"{start}{size}"](**more))
+            counts[f"{start}{size}"] = recording.count(published(clones / name, f"{start}{size}"))
         trunk = {"depths": HYBRID, "dims": HYBRID_FEATURES, "use_head": False}
         shape: dict[str, Any] = {"patch_size": 8, "sr_ratio": [1] * 2, "tokens_norm": True, "num_classes": CLASSES}
         shape |= more if case == "plain" else {**more, "patch_size": 16, "backbone": convnext["ConvNeXt"](**trunk)}
@@ -84,7 +104,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         found = recording.outputs(model, model.blocks, seeded.images(IMAGES[case], SEED), KEPT, features)
         arrays |= recording.under(case, found)
         about[case] = f"github.com/{owner}/{name} {recording.commit(clones / name)[:8]}"
-    loss = classes(clones / "TAPADL" / "TAPADL_FAN" / "main.py", given, ("AttentionDiversificationLoss",))
+    loss = classes(clones / "TAPADL" / "TAPADL_FAN" / "main.py", _given(), ("AttentionDiversificationLoss",))
     with torch.no_grad():
         arrays["diversity"] = loss["AttentionDiversificationLoss"]([torch.from_numpy(attention())]).numpy()
     return arrays | recording.about("github.com/NVlabs/FAN", clones / "FAN", counts=counts, shapes=shapes, **about)

@@ -28,13 +28,24 @@ COUNTED = {"tiny_1": (3, 12), "small_1": (6, 12), "small_2": (6, 6), "small_3": 
 
 
 def authors(clone: Path) -> Any:
-    """Their module models.py, which reads its options from a command line."""
+    """Their module models.py, and the options that it reads from a command line."""
     recording.stand_in_timm()
     sys.path.insert(0, str(clone))
     params: Any = types.ModuleType("params")
     params.args = types.SimpleNamespace(pool_kernel_size=3, pool_stride=2, pool_block_width=12)
     sys.modules["params"] = params
-    return importlib.import_module("models"), params.args
+    module = importlib.import_module("models")
+    return module, module.args
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    from tests.references.live import torch
+
+    module, options = authors(clone)
+    heads, options.pool_block_width = COUNTED[name.removeprefix("hvt_")]
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    return module.HVT(qkv_bias=True, norm_layer=norm, embed_dim=64 * heads, num_heads=heads)
 
 
 def record(clone: Path) -> dict[str, np.ndarray]:
@@ -43,10 +54,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
 
     module, options = authors(clone)
     build = partial(module.HVT, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6))
-    counts = {}
-    for name, (heads, width) in COUNTED.items():
-        options.pool_block_width = width
-        counts[name] = recording.count(build(embed_dim=64 * heads, num_heads=heads))
+    counts = {name: recording.count(published(clone, f"hvt_{name}")) for name in COUNTED}
     options.pool_block_width = POOL_EVERY
     model = build(img_size=IMAGES[""][1], num_classes=CLASSES, **SIZE)
     shapes = recording.give_weights(model, SEED)

@@ -22,11 +22,21 @@ WIDTHS, DEPTHS, HEADS, RATIO, WINDOW = (16, 24, 32, 32), (2, 1, 1, 1), (2, 2, 2,
 COUNTED = {"tiny": "Tiny", "small": "Small", "base": "Base", "base_384": "Base_384"}
 
 
+def authors(clone: Path) -> Any:
+    """Their module of image classification."""
+    recording.stand_in_timm()
+    return recording.module_of(clone / "classification" / "models" / "l2vit.py")
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), f"L2ViT_{COUNTED[name.removeprefix('l2vit_')]}")()
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
-    recording.stand_in_timm()
-    module = recording.module_of(clone / "classification" / "models" / "l2vit.py")
-    counts = {name: recording.count(getattr(module, f"L2ViT_{theirs}")()) for name, theirs in COUNTED.items()}
+    module = authors(clone)
+    counts = {name: recording.count(published(clone, f"l2vit_{name}")) for name in COUNTED}
     options: dict[str, Any] = {"dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS, "window_size": WINDOW}
     kinds: dict[str, Any] = {"block_type": "mix_local_enhanced_vit", "conv_stem": True, "mlp_ratio": [RATIO] * 4}
     model = module.L2ViT(num_classes=CLASSES, **kinds, **options)

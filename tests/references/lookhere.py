@@ -24,15 +24,29 @@ SIZE: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 6, "mlp_ratio"
 FIELDS, SLOPE, SLOPES = ("eighths1", "none"), 0.7, (1.5, 0.4)
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def authors(clone: Path) -> Any:
+    """Their class of models."""
     importlib.import_module("tests.references.live")  # torchvision, which they import, may be of another PyTorch
     sys.path.insert(0, str(clone))
-    authors = importlib.import_module("lookhere")
+    return importlib.import_module("lookhere").LookHere
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' model with the fields and slopes of ours of this name."""
+    from zoo.registry import variant
+
+    ours: Any = variant(name).config
+    fields = {"head_directions": "-".join(ours.fields), "layer_slopes": list(ours.layer_slopes)}
+    return authors(clone)("cpu", fields | {"global_slope": ours.slope})
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    build = authors(clone)
     config = {"head_directions": "-".join(FIELDS), "layer_slopes": list(SLOPES), "global_slope": SLOPE}
-    count = recording.count(authors.LookHere("cpu", dict(config)))
+    count = recording.count(build("cpu", dict(config)))
     size = IMAGES[""][1:3]
-    model = authors.LookHere("cpu", config, img_size=size, patch_size=PATCH, num_classes=CLASSES, **SIZE)
+    model = build("cpu", config, img_size=size, patch_size=PATCH, num_classes=CLASSES, **SIZE)
     shapes = recording.give_weights(model, SEED)
     arrays = recording.outputs(model, model.blocks, seeded.images(IMAGES[""], SEED), KEPT)
     return arrays | recording.about("github.com/GreenCUBIC/lookhere", clone, count=count, shapes=shapes)

@@ -34,10 +34,16 @@ def authors(clone: Path) -> Any:
     return found["NiNformerImageClassification"]
 
 
+def published(clone: Path, name: str) -> Any:
+    """The authors' model, which they train on CIFAR and ours is ``ninformer_cifar``."""
+    del name
+    return authors(clone)()
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     build = authors(clone)
-    counts = {"cifar": recording.count(build())}
+    counts = {"cifar": recording.count(published(clone, "ninformer_cifar"))}
     model = build(num_classes=CLASSES, **SIZE)
     shapes = recording.give_weights(model, SEED)
     arrays = recording.outputs(model, model.model, seeded.images(IMAGES[""], SEED), KEPT)

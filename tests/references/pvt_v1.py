@@ -22,13 +22,23 @@ WIDTHS, HEADS, RATIOS = (8, 16, 24, 32), (1, 2, 3, 4), (4, 4, 2, 2)
 COUNTED = ("tiny", "small", "medium", "large")
 
 
+def authors(clone: Path) -> Any:
+    """Their module of image classification."""
+    recording.stand_in_timm()
+    return recording.module_of(clone / "classification" / "pvt.py")
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), name)()
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     from tests.references.live import torch
 
-    recording.stand_in_timm()
-    module = recording.module_of(clone / "classification" / "pvt.py")
-    counts = {name: recording.count(getattr(module, f"pvt_{name}")()) for name in COUNTED}
+    module = authors(clone)
+    counts = {name: recording.count(published(clone, f"pvt_{name}")) for name in COUNTED}
     options: dict[str, Any] = {"embed_dims": WIDTHS, "num_heads": HEADS, "mlp_ratios": RATIOS, "depths": (1, 1, 1, 2)}
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     model = module.PyramidVisionTransformer(SIDE, 4, num_classes=CLASSES, qkv_bias=True, norm_layer=norm, **options)

@@ -24,12 +24,22 @@ WIDTHS, LINEAR, PROJECTION = (16, 24), (True, False), 40
 COUNTED = {"tiny": "RAVLT_T", "small": "RAVLT_S", "base": "RAVLT_B", "large": "RAVLT_L"}
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def authors(clone: Path) -> Any:
+    """Their module of image classification."""
     recording.stand_in_timm()
     recording.stand_in(COUNTERS)
-    module = recording.module_of(next(clone.glob("class*/RALA.py")))
-    counts = {name: recording.count(getattr(module, theirs)()) for name, theirs in COUNTED.items()}
+    return recording.module_of(next(clone.glob("class*/RALA.py")))
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), COUNTED[name.removeprefix("ravlt_")])()
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    module = authors(clone)
+    counts = {name: recording.count(published(clone, f"ravlt_{name}")) for name in COUNTED}
     kinds = [["l" if linear else "v"] for linear in LINEAR]
     options: dict[str, Any] = {"embed_dims": WIDTHS, "flagss": kinds, "projection": PROJECTION, **SIZE}
     scales = {"layerscales": [True] * 2, "layer_init_values": [1.0] * 2}

@@ -28,12 +28,22 @@ COUNTED = {"tiny": "RMT_T3", "small": "RMT_S", "base": "RMT_M2", "large": "RMT_L
 COUNTERS = {"fvcore": {}, "fvcore.nn": dict.fromkeys(("FlopCountAnalysis", "flop_count_table"))}
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def authors(clone: Path) -> Any:
+    """Their module of image classification."""
     recording.stand_in_timm()
     recording.stand_in(COUNTERS)
-    module = recording.module_of(clone / "classfication_release" / "RMT.py")
-    counts = {name: recording.count(getattr(module, theirs)(None)) for name, theirs in COUNTED.items()}
+    return recording.module_of(clone / "classfication_release" / "RMT.py")
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), COUNTED[name.removeprefix("rmt_")])(None)
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    module = authors(clone)
+    counts = {name: recording.count(published(clone, f"rmt_{name}")) for name in COUNTED}
     options: dict[str, Any] = {"embed_dims": WIDTHS, "heads_ranges": RANGES, "init_values": (2, 2), **SIZE}
     kinds = {
         "chunkwise_recurrents": [not whole for whole in WHOLE],

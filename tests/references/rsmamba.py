@@ -28,14 +28,14 @@ SIZE = {"embed_dims": 16, "num_layers": 2, "feedforward_channels": 32}
 PATCH, STRIDE = 8, 4
 
 
-def orders(length: int) -> Iterator[Any]:
+def orders(length: int, depth: int) -> Iterator[Any]:
     """The shuffled orders of the blocks of a model, those that ours have in evaluation, again for each image."""
     import jax
 
     from layers.multi_path import random_numbers
     from tests.references.live import torch
 
-    for block in itertools.cycle(range(SIZE["num_layers"])):
+    for block in itertools.cycle(range(depth)):
         yield torch.from_numpy(np.argsort(np.asarray(random_numbers(jax.random.key(block), length))))
 
 
@@ -92,8 +92,8 @@ def authors(clone: Path) -> Any:
     return recording.module_of(clone / "mmpretrain/rsmamba/models/models.py").RSMamba
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def classifier(clone: Path) -> Any:
+    """The class of models: the authors' backbone and a linear head."""
     from tests.references.live import torch
 
     build = authors(clone)
@@ -109,17 +109,35 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         def forward(self, x: Any) -> Any:
             return self.head["fc"](self.backbone(x)[0])
 
-    counts = {
-        name: recording.count(Classifier(45, arch=name, patch_cfg={"stride": 8}))
-        for name in ("small", "base", "large", "huge")
-    }
-    drawn = orders(math.ceil(SIDE / STRIDE) ** 2)
+    return Classifier
+
+
+def shuffle(length: int, depth: int) -> None:
+    """Orders that are drawn from now on are those of :func:`orders`."""
+    from tests.references.live import torch
+
+    drawn = orders(length, depth)
     torch.randperm = lambda _: next(drawn)
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is, with our orders."""
+    model = classifier(clone)(45, arch=name.removeprefix("rsmamba_"), patch_cfg={"stride": 8})
+    shuffle(28 * 28, len(model.backbone.layers))
+    return model
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    build = classifier(clone)
+    names = ("small", "base", "large", "huge")
+    counts = {name: recording.count(published(clone, f"rsmamba_{name}")) for name in names}
+    shuffle(math.ceil(SIDE / STRIDE) ** 2, SIZE["num_layers"])
     arrays: dict[str, np.ndarray] = {}
     shapes = {}
     for case, paths in CASES.items():
         options = {"img_size": SIDE, "patch_size": PATCH, "patch_cfg": {"stride": STRIDE}, "path_type": paths}
-        model = Classifier(CLASSES, arch=SIZE, **options)
+        model = build(CLASSES, arch=SIZE, **options)
         shapes[case] = recording.give_weights(model, SEED)
         seen: list[np.ndarray] = []
         read = lambda _, given, seen=seen: seen.append(given[0][:2].detach().numpy().copy())  # noqa: E731

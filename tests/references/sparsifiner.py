@@ -32,10 +32,8 @@ class Config(dict[str, Any]):
         return self.get(name, False)
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
-    from tests.references.live import torch
-
+def authors(clone: Path) -> Any:
+    """Makes their model, which returns logits alone, of the connections that are kept, the depth and further sizes."""
     recording.stand_in_timm()
     build = recording.module_of(clone / "src/models/sparsifiner.py").Sparsifiner
     sparsity = Config(
@@ -45,26 +43,34 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     )
     config = Config(SPAR=sparsity, LOSS=Config())
 
+    class Sparsifiner(build):  # type: ignore[misc,valid-type]
+        def forward(self, x: Any) -> Any:
+            return super().forward(x)["x"]
+
     def made(keep: float, depth: int, **options: Any) -> Any:
         lists = {"attn_keep_rate_list": [keep] * depth, "token_keep_rate_list": [1.0] * depth}
         lists["token_pruning_loc_indicator"] = [False] * depth
-        return build(cfg=config, depth=depth, **lists, **options)
+        return Sparsifiner(cfg=config, depth=depth, **lists, **options)
 
-    counts = {
-        name: recording.count(made(0.25, 12, embed_dim=width, num_heads=heads, reduce_n_factor=6))
-        for name, (width, heads) in COUNTED.items()
-    }
+    return made
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' model of the size that ours of this name has."""
+    width, heads = COUNTED[name.removeprefix("sparsifiner_")]
+    return authors(clone)(0.25, 12, embed_dim=width, num_heads=heads, reduce_n_factor=6)
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    made = authors(clone)
+    counts = {name: recording.count(published(clone, f"sparsifiner_{name}")) for name in COUNTED}
     arrays: dict[str, np.ndarray] = {}
     for case, keep in CASES.items():
-        body = made(keep, img_size=24, num_classes=CLASSES, reduce_n_factor=PER_MIXTURE, **SIZE)
-        shapes = recording.give_weights(body, SEED, sharpness=3.0)
-
-        class Logits(torch.nn.Module):
-            def forward(self, x: Any, body: Any = body) -> Any:
-                return body(x)["x"]
-
+        model = made(keep, img_size=24, num_classes=CLASSES, reduce_n_factor=PER_MIXTURE, **SIZE)
+        shapes = recording.give_weights(model, SEED, sharpness=3.0)
         read = lambda out: out["x"].detach().numpy()  # noqa: E731
-        found = recording.outputs(Logits(), body.blocks, seeded.images(IMAGES[case], SEED), KEPT, read)
+        found = recording.outputs(model, model.blocks, seeded.images(IMAGES[case], SEED), KEPT, read)
         arrays |= recording.under(case, found)
     return arrays | recording.about("github.com/lim142857/Sparsifiner", clone, counts=counts, shapes=shapes)
 

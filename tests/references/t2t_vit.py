@@ -37,6 +37,11 @@ def authors(clone: Path) -> Any:
     return importlib.import_module("models.t2t_vit")
 
 
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    return getattr(authors(clone), name)()
+
+
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     module = authors(clone)
@@ -51,7 +56,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         last_row = [found.pop(f"features/{i}")[:, -(side // 16) :] for i in range(len(parts))]
         found |= {"features": np.concatenate(last_row), "pos_embed": model.pos_embed.numpy()[:, :, :8]}
         arrays |= recording.under(case, found)
-    models = {name: getattr(module, f"t2t_vit_{name}")() for name in COUNTED}
+    models = {name: published(clone, f"t2t_vit_{name}") for name in COUNTED}
     counts = {name: [_count(model, trained) for trained in (True, False)] for name, model in models.items()}
     repository = "github.com/yitu-opensource/T2T-ViT"
     return arrays | recording.about(repository, clone, counts=counts, shapes=shapes)

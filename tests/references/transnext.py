@@ -33,10 +33,8 @@ COUNTED = {
 REPOSITORIES = {"plain": ("TransNeXt", "classification"), "moh": ("MoH", "MoH-ViT")}
 
 
-def record(clones: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
-    from tests.references.live import torch
-
+def authors(clone: Path, case: str) -> Any:
+    """Their module of the models, of the repository of a case."""
     recording.stand_in_timm()
     recording.stand_in(
         {
@@ -44,18 +42,35 @@ def record(clones: Path) -> dict[str, np.ndarray]:
             "timm.models.vision_transformer": {"_cfg": dict},
         }
     )
+    folder = str(clone / REPOSITORIES[case][1])
+    for part in ("attention", "attention_native"):  # each repository has its own
+        sys.modules.pop(part, None)
+    sys.path.insert(0, folder)
+    try:
+        return recording.module_of(Path(folder) / "transnext.py")
+    finally:
+        sys.path.remove(folder)
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' published model that ours of this name is."""
+    sizes = {"_aaaa": {"img_size": 256}, "_384": {"img_size": 384, "pretrain_size": 224}}
+    options: dict[str, int] = next((given for end, given in sizes.items() if name.endswith(end)), {})
+    theirs = name.removesuffix("_384").replace("_aaaa", "_AAAA")
+    return getattr(authors(clone, "moh" if name.startswith("moh_") else "plain"), theirs)(**options)
+
+
+def record(clones: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    from tests.references.live import torch
+
     arrays: dict[str, np.ndarray] = {}
     shapes, counts, about = {}, {}, {}
-    for case, (name, folder) in REPOSITORIES.items():
-        authors = clones / name / folder
-        sys.path.insert(0, str(authors))
-        module = recording.module_of(authors / "transnext.py")
+    for case, (name, _) in REPOSITORIES.items():
+        module = authors(clones / name, case)
         for size in COUNTED[case]:
-            theirs = f"moh_transnext_{size}" if case == "moh" else f"transnext_{size}"
-            sizes = {"_AAAA": {"img_size": 256}, "_384": {"img_size": 384, "pretrain_size": 224}}
-            options: dict[str, int] = next((given for end, given in sizes.items() if size.endswith(end)), {})
-            made = getattr(module, theirs.removesuffix("_384"))(**options)
-            counts[theirs.lower()] = recording.count(made)
+            ours = f"{'moh_' if case == 'moh' else ''}transnext_{size.lower()}"
+            counts[ours] = recording.count(published(clones / name, ours))
         shape: dict[str, Any] = {"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS, "mlp_ratios": RATIOS}
         shape |= {"sr_ratios": REDUCTIONS, "img_size": SIDE, "pretrain_size": PRETRAINED}
         shape |= {"shared_head": SHARED, "routed_head": CHOSEN} if case == "moh" else {}
@@ -67,9 +82,6 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         arrays |= recording.under(case, found)
         about[case] = f"github.com/{'SkyworkAI' if case == 'moh' else 'DaiShiResearch'}/{name}"
         about[case] += f" {recording.commit(clones / name)[:8]}"
-        sys.path.remove(str(authors))
-        for part in ("attention", "attention_native"):  # each repository has its own
-            sys.modules.pop(part, None)
     return arrays | recording.about(
         "github.com/DaiShiResearch/TransNeXt", clones / "TransNeXt", counts=counts, shapes=shapes, **about
     )

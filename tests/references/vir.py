@@ -27,21 +27,35 @@ COUNTED = {
 }
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def authors(clone: Path) -> Any:
+    """Their class of models."""
     from tests.references.live import torch
 
     for name in ("linspace", "arange"):
         made = getattr(torch, name)
         setattr(torch, name, lambda *args, made=made, device=None, **given: made(*args, **given))
     recording.stand_in({"timm.models._registry": {"register_model": lambda function: function}})
-    build = recording.module_of(clone / "models/vir.py").VisionRetention
+    return recording.module_of(clone / "models/vir.py").VisionRetention
 
-    def sized(features: int, depth: int, heads: int, patch: int) -> Any:
-        with torch.device("meta"):
-            return build(img_size=(224, 224), embed_dim=features, depth=depth, num_heads=heads, patch_size=patch)
 
-    counts = {name: recording.count(sized(*sizes)) for name, sizes in COUNTED.items()}
+def published(clone: Path, name: str) -> Any:
+    """The authors' model of the size that ours of this name has, with its head after its chunkwise form."""
+    features, depth, heads, patch = COUNTED[name.removeprefix("vir_")]
+
+    class Chunkwise(authors(clone)):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return self.forward_head(self.forward_features(x, mode="chunkwise"))
+
+    return Chunkwise(img_size=(224, 224), embed_dim=features, depth=depth, num_heads=heads, patch_size=patch)
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    from tests.references.live import torch
+
+    build = authors(clone)
+    with torch.device("meta"):
+        counts = {name: recording.count(published(clone, f"vir_{name}")) for name in COUNTED}
     side = IMAGES[""][1]
     body = build(img_size=(side, side), num_classes=CLASSES, **SIZE)
     body.num_tokens = (side // SIZE["patch_size"]) ** 2 + 1  # it counts patches of 16 pixels

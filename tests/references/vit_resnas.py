@@ -40,8 +40,8 @@ def definition() -> tuple[Any, ...]:
     return (*network, (2, WIDTHS[-1], CLASSES))
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def authors(clone: Path) -> Any:
+    """Their class of models."""
     from tests.references.live import timm, torch
 
     recording.stand_in_timm()
@@ -50,16 +50,23 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     package = types.ModuleType("nets")
     package.__path__ = [str(clone / "nets")]
     sys.modules["nets"] = package
-    build = importlib.import_module("nets.vit_sr_supernet").FlexibleDistillVisionTransformerSR
-    counts = {}
-    for name, file in COUNTED.items():
-        script = (clone / "scripts" / "vit-sr-nas" / "searched_net" / f"{file}.sh").read_text()
-        found: Any = re.search(r"--network-def '(.*?)'", script)
-        network = ast.literal_eval(found[1])
-        for side in (224, 280, 392) if name == "medium" else (224,):
-            model = build(img_size=side, distill_token=False, network_def=network)
-            counts[name if side == 224 else f"{name}_{side}"] = recording.count(model)
-    model = build(img_size=SIDE, distill_token=False, num_classes=CLASSES, network_def=definition())
+    return importlib.import_module("nets.vit_sr_supernet").FlexibleDistillVisionTransformerSR
+
+
+def published(clone: Path, name: str) -> Any:
+    """The authors' network that ours of this name is."""
+    size, _, side = name.removeprefix("vit_resnas_").partition("_")
+    script = (clone / "scripts" / "vit-sr-nas" / "searched_net" / f"{COUNTED[size]}.sh").read_text()
+    found: Any = re.search(r"--network-def '(.*?)'", script)
+    network = ast.literal_eval(found[1])
+    return authors(clone)(img_size=int(side or 224), distill_token=False, network_def=network)
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    names = (*COUNTED, "medium_280", "medium_392")
+    counts = {name: recording.count(published(clone, f"vit_resnas_{name}")) for name in names}
+    model = authors(clone)(img_size=SIDE, distill_token=False, num_classes=CLASSES, network_def=definition())
     shapes = recording.give_weights(model, SEED)
     # What is between stages belongs to the block before it.
     parts = [model.blocks[i] for i in (0, 2, 3, 4)]
