@@ -37,9 +37,7 @@ class DiverseAttention(MultiHeadAttention):
     paper = (29,)
     aux_losses: ClassVar[dict[str, float]] = {"attention_diversity": 1.0}
 
-    def __init__(
-        self, features: int, *, threshold: float = 2.0, depth: int = 1, **options: Unpack[GroupedHeadOptions]
-    ):
+    def __init__(self, features: int, *, threshold: float = 2.0, depth: int = 1, **options: Unpack[GroupedHeadOptions]):
         """Args:
         threshold: weights up to threshold / n are set to 0 before the comparison.
         depth: number of layers of the model, over which the loss is averaged.

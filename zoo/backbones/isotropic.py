@@ -231,12 +231,8 @@ class Isotropic(Classifier):
         self.position = self.make_position(grid, rngs=rngs)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
-        self.norm = (
-            create_norm(norm, width, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
-        )
-        self.pool_norm = (
-            create_norm(norm, width, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
-        )
+        self.norm = create_norm(norm, width, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
+        self.pool_norm = create_norm(norm, width, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
         self.attention_pool = (
             AttentionPool(width, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
