@@ -61,7 +61,8 @@ class HeadMixture(ProjectedAttention):
         self.balance = Linear(features, 2, **made) if shared and chosen else None
 
     def weighed(self, found: jax.Array, x: jax.Array) -> jax.Array:
-        """Head outputs ``found`` (batch, length, num_heads, head_dim) of tokens ``x``, times the weights of the heads."""
+        """Head outputs ``found`` (batch, length, num_heads, head_dim) of tokens ``x``, times the weights of the heads.
+        """
         return found * self.gates(x)[..., None].astype(found.dtype) if self.mixed else found
 
     def report_load(self, x: jax.Array, mask: jax.Array | None) -> None:

@@ -204,7 +204,8 @@ class ProjectedAttention(Mixer):
         return self.finish(y), state
 
     def places(self, tokens: Tokens, length: int) -> jax.Array:
-        """Positions for the rotary embedding: those given, else rows and columns in a grid, else indices in documents."""
+        """Positions for the rotary embedding: those given, else rows and columns in a grid, else indices in documents.
+        """
         stretched = None if self.rotary is None else self.rotary.grid
         places = tokens.grid_places(length, stretched) if tokens.positions is None else None
         return tokens.places(length) if places is None else places
