@@ -174,7 +174,7 @@ def masked(weights: dict[str, jax.Array], stages: Sequence[Blocks], head_dims: S
     for index, sizes in enumerate(blocks):
         for name, kept in zip(("mixer.out", "channel.down"), sizes, strict=True):
             kernel = weights[f"blocks.{index}.{name}.kernel"]
-            changed[f"blocks.{index}.{name}.kernel"] = jnp.where(jnp.arange(len(kernel))[:, None] < kept, kernel, 0)
+            changed[f"blocks.{index}.{name}.kernel"] = jnp.where(jnp.arange(kernel.shape[0])[:, None] < kept, kernel, 0)
     return changed
 
 
