@@ -78,7 +78,8 @@ def attention_diversity(weights: jax.Array, mask: jax.Array | None = None, *, th
     average = weights.sum(1, keepdims=True) / count
     kept, all_kept = (jnp.where(a > threshold / count, a, 0) for a in (weights, average))
     products = jnp.sum(kept * all_kept, -1)
-    cosines = products * jax.lax.rsqrt(_squares(kept) * _squares(all_kept))
+    # Two roots: the derivative of the root of both bounds together, 1e-32, is infinite in float32.
+    cosines = products * jax.lax.rsqrt(_squares(kept)) * jax.lax.rsqrt(_squares(all_kept))
     return jnp.sum(cosines * real) / jnp.maximum(real.sum(), 1)
 
 

@@ -21,7 +21,7 @@ def test_what_a_token_sees() -> None:
     """Its segment up to itself, and the memory before the segment."""
     mixer = make(segment=4, memory=3)
     x = np.random.default_rng(0).standard_normal((1, 13, 12)).astype(np.float32)
-    with collecting(Diagnostic) as sown:
+    with collecting(Diagnostic, name="attention") as sown:
         mixer(jnp.asarray(x))
     (weights,) = sown.named(mixer).values()
     i, j = np.mgrid[:13, :13]
@@ -30,7 +30,7 @@ def test_what_a_token_sees() -> None:
 
 def test_the_state_is_as_long_as_segment_and_memory() -> None:
     state = jax.eval_shape(lambda: make(segment=4, memory=3).init_state(2, 1000))
-    assert state.key.shape[1] == 7
+    assert state.key_by_head.shape[2] == 7
 
 
 def test_refusal() -> None:
