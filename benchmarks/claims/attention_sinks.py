@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, sequences, task_of
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -60,15 +60,10 @@ def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
     """The first token's share of heads, and its importance."""
     import numpy as np
 
-    import tasks
     import zoo
 
     model.eval()
-    options = dict(contestant.task)
-    examples = tasks.create(options.pop("name"), **options).examples("validation")
-    count = min(64, len(examples))
-    tokens = np.stack([examples.get(index, None)["tokens"] for index in range(count)])
-    maps = zoo.attention_maps(model, tokens)
+    maps = zoo.attention_maps(model, sequences(task_of(contestant)))
     sizes = [np.abs(weights) for weights in maps.values()]
     shares = [size / np.maximum(size.sum(-1, keepdims=True), 1e-30) for size in sizes]
     return {

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, sequences, task_of
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -45,14 +45,11 @@ def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
     """The first token's weight where nothing is to be copied, and the size of its value."""
     import numpy as np
 
-    import tasks
     import zoo
 
     model.eval()
-    options = dict(contestant.task)
-    task: Any = tasks.create(options.pop("name"), **options)
-    examples = task.examples("validation")
-    tokens = np.stack([examples.get(index, None)["tokens"] for index in range(min(64, len(examples)))])
+    task = task_of(contestant)
+    tokens = sequences(task)
     (weights,) = zoo.attention_maps(model, tokens).values()
     (values,) = zoo.value_drains(model, tokens).values()
     shares = weights[..., 0].mean(1) / np.maximum(weights.sum(-1).mean(1), 1e-30)

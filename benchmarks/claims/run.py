@@ -23,12 +23,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from training.contest import HOME, Contest, Contestant, Row, config_of, train
 
 if TYPE_CHECKING:
     from flax import nnx
 
-__all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "medians", "of_digits", "shown", "steps_to"]
+__all__ = [
+    "HOME",
+    "Contest",
+    "Contestant",
+    "Row",
+    "figures_of",
+    "main",
+    "medians",
+    "of_digits",
+    "sequences",
+    "shown",
+    "steps_to",
+    "task_of",
+]
 
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
@@ -69,21 +84,33 @@ def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> floa
     return statistics.median(reached)
 
 
+def task_of(contestant: Contestant, **other: Any) -> Any:
+    """The contestant's task, with ``other`` options in place of its own."""
+    import tasks
+
+    options = {**contestant.task, **other}
+    return tasks.create(options.pop("name"), **options)
+
+
+def sequences(task: Any, count: int = 64) -> np.ndarray:
+    """The tokens of the first validation sequences of a task, (count, length); fewer if it has fewer."""
+    examples = task.examples("validation")
+    return np.stack([examples.get(index, None)["tokens"] for index in range(min(count, len(examples)))])
+
+
 def figures_of(model: nnx.Module, contestant: Contestant, **other: Any) -> dict[str, float]:
     """The figures on the test split of the contestant's task, with ``other`` options in place of its own, such as
     another length.
     """
     from flax import nnx
 
-    import tasks
     from layers.module import Statistic
     from layers.state import flatten
     from training.evaluation import Evaluator
     from training.sharding import create_mesh
     from training.step import Skeleton
 
-    options = {**contestant.task, **other}
-    task = tasks.create(options.pop("name"), **options)
+    task = task_of(contestant, **other)
     evaluate = Evaluator(Skeleton(model), task, create_mesh({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}), 32, 0)
     return evaluate(flatten(model, nnx.Param) | flatten(model, Statistic), "test").figures
 

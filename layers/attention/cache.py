@@ -1,8 +1,8 @@
 """Caches of the tokens that have been read, such as their keys and values in attention.
 
 Keys and values are stored with the heads before the tokens: the matrix products of a query read them where they are.
-From an array with the tokens first, XLA would copy all of them for each new token, on a CPU a third of the time that
-GPT-2 takes for a token.
+From an array with the tokens first, XLA would copy all of them for each new token, which on a CPU took a sixth of
+GPT-2's time for a token (6 of 34 ms, with 384 cached).
 """
 
 from __future__ import annotations
@@ -115,8 +115,25 @@ class TokenCache:
             )
 
 
+class ByHead:
+    """Keys and values that are stored with the heads before the tokens."""
+
+    key_by_head: jax.Array
+    value_by_head: jax.Array
+
+    @property
+    def key(self) -> jax.Array:
+        """(batch, tokens, kv_heads, head_dim)."""
+        return jnp.swapaxes(self.key_by_head, 1, 2)
+
+    @property
+    def value(self) -> jax.Array:
+        """(batch, tokens, kv_heads, value_dim)."""
+        return jnp.swapaxes(self.value_by_head, 1, 2)
+
+
 @struct.dataclass
-class AttentionCache(TokenCache):
+class AttentionCache(ByHead, TokenCache):
     """Keys and values of the tokens read so far in each row's current document.
 
     Attributes:
@@ -125,16 +142,6 @@ class AttentionCache(TokenCache):
 
     key_by_head: jax.Array
     value_by_head: jax.Array
-
-    @property
-    def key(self) -> jax.Array:
-        """(batch, capacity, kv_heads, head_dim)."""
-        return jnp.swapaxes(self.key_by_head, 1, 2)
-
-    @property
-    def value(self) -> jax.Array:
-        """(batch, capacity, kv_heads, value_dim)."""
-        return jnp.swapaxes(self.value_by_head, 1, 2)
 
     @classmethod
     def place(cls, name: str) -> tuple[str, int]:
@@ -150,7 +157,7 @@ class AttentionCache(TokenCache):
 
 
 @struct.dataclass
-class ContextCache:
+class ContextCache(ByHead):
     """Keys and values of the context of cross-attention.
 
     Attributes:
@@ -170,13 +177,3 @@ class ContextCache:
         """Of keys and values (batch, context_length, kv_heads, dim) that nothing has read so far."""
         length = jnp.zeros((key.shape[0],), jnp.int32)
         return cls(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), mask, length)
-
-    @property
-    def key(self) -> jax.Array:
-        """(batch, context_length, kv_heads, head_dim)."""
-        return jnp.swapaxes(self.key_by_head, 1, 2)
-
-    @property
-    def value(self) -> jax.Array:
-        """(batch, context_length, kv_heads, value_dim)."""
-        return jnp.swapaxes(self.value_by_head, 1, 2)
