@@ -4,17 +4,18 @@
 each row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both
 sides:
 
-    recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
-                 fast) or in chunks (1.5 times), where it has such code; and beside our own reference, the paper's
-                 equation token by token in JAX under plain autodiff, of which nothing is asked
+    recurrences  forward and gradient beside the PyTorch code of flash-linear-attention (of the mLSTM, transformers'),
+                 token by token (asked: 5 times as fast) or in chunks (1.5 times), where it has such code; and beside
+                 our own reference, the paper's equation token by token in JAX under plain autodiff, of which nothing is
+                 asked
     memory       the exponent with which the gradient's temporary memory grows in length, 2k to 32k (asked: 1.05)
     density      a windowed attention's time over the dense one's times the density of pairs that see each other, at
                  4,096 tokens (asked: 1.3 with the density of the blocks that the form computes, which is greater)
     constant     microseconds a token of the forward pass, from 1k to 128k tokens, which should not grow
 
-Outputs are compared before anything is timed: a row of other numbers is an error, not a time. The peers' code is read
-from fla-core 0.6.0 file by file, because importing the package needs Triton. Put it in a folder of its own, since
-transformers would use its kernels wherever it is installed:
+Outputs are compared before anything is timed: a row of other numbers is an error, not a time. The rows are those of
+:mod:`benchmarks.recurrences`. Put fla-core in a folder of its own, since transformers would use its kernels wherever it
+is installed:
 
     python -m pip install --no-deps --target=FOLDER fla-core==0.6.0 && PYTHONPATH=FOLDER python -m
     benchmarks.mixers_speed
@@ -23,205 +24,24 @@ transformers would use its kernels wherever it is installed:
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-BATCH, LENGTH, HEADS, SIZE, STATE = 1, 2048, 8, 64, 16
+from benchmarks.recurrences import HEADS, ROWS, Peer, Row, arrays, shape_of
+
 ROUNDS, ENOUGH = 5, 20.0
 """Runs of each contestant, and the seconds after which there are no more."""
 LENGTHS = (2048, 8192, 32768)
 CONSTANT = (1024, 8192, 65536, 131072)
 DENSITIES = (4096, 2048, 1024, 512, 256)
-Arrays = dict[str, np.ndarray]
 REFERENCE = "our reference"
-
-
-def arrays(names: str, length: int = LENGTH) -> Arrays:
-    """Inputs by name: queries and keys of norm 1, decays as an untrained layer has them."""
-    rng = np.random.default_rng(0)
-    made: Arrays = {}
-    for name in names.split():
-        if name in ("gate", "write"):
-            shape: tuple[int, ...] = (BATCH, length, HEADS)
-        elif name == "A":
-            shape = (HEADS * SIZE, STATE)
-        elif name in ("B", "C"):
-            shape = (BATCH, length, STATE)
-        elif name in ("x", "fade", "delta"):
-            shape = (BATCH, length, HEADS * SIZE)
-        else:
-            shape = (BATCH, length, HEADS, SIZE)
-        x = rng.standard_normal(shape, np.float32)
-        if name in ("q", "k"):
-            x /= np.linalg.norm(x, axis=-1, keepdims=True)
-        elif name in ("gate", "gates", "fade"):  # logarithms of factors
-            x = -np.logaddexp(0, -x - 3)
-        elif name == "write":
-            x = 1 / (1 + np.exp(-x))
-        elif name == "delta":
-            x = np.logaddexp(0, x - 3)
-        elif name == "A":
-            x = -np.exp(0.3 * x)
-        made[name] = x.astype(np.float32)
-    return made
-
-
-class Peer(NamedTuple):
-    """A function of fla-core: its file and name, and how it is called with tensors named as ours."""
-
-    file: str
-    function: str
-    call: Callable[[Any, dict[str, Any]], Any]
-    asked: float
-
-
-class Row(NamedTuple):
-    """Arrays by name, our call, given the arrays and an implementation (None for dispatch's choice), and the peers."""
-
-    names: str
-    ours: Callable[..., Any]
-    peers: tuple[Peer, ...]
-
-
-def _op(name: str, **arguments: str) -> Callable[..., Any]:
-    """A call of our op: ``arguments`` names the array for each keyword."""
-
-    def call(given: dict[str, Any], implementation: str | None = None) -> Any:
-        import pallas_kernels
-
-        arrays = {keyword: given[array] for keyword, array in arguments.items()}
-        return getattr(pallas_kernels, name)(**arrays, implementation=implementation)
-
-    return call
-
-
-def _time_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
-    return lambda function, t: function(*(t[name] for name in order))[0]
-
-
-def _head_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
-    def call(function: Any, t: dict[str, Any]) -> Any:
-        out = function(*(t[name].transpose(1, 2) for name in order))
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-    return call
-
-
-def _slots(given: dict[str, Any], implementation: str | None = None) -> Any:
-    """Gated slot attention as two recurrences: a memory of keys whose slots compete, and one of values."""
-    import jax
-    import jax.numpy as jnp
-
-    import pallas_kernels
-
-    linear_attention = functools.partial(pallas_kernels.linear_attention, implementation=implementation)
-    write = -jnp.expm1(given["gates"])
-    logits = linear_attention(given["q"], given["k"], write, value_decay=given["gates"])
-    return linear_attention(jax.nn.softmax(logits, -1), write, given["v"], decay=given["gates"], scale=1.0)
-
-
-TOKEN_BY_TOKEN, IN_CHUNKS = 5.0, 1.5
-ROWS = {
-    "linear_attention": Row(
-        "q k v",
-        _op("linear_attention", q="q", k="k", v="v"),
-        (
-            Peer("linear_attn", "naive_recurrent_linear_attn", _time_first("q", "k", "v"), TOKEN_BY_TOKEN),
-            Peer("linear_attn", "naive_chunk_linear_attn", _time_first("q", "k", "v"), IN_CHUNKS),
-        ),
-    ),
-    "scalar decay": Row(
-        "q k v gate",
-        _op("linear_attention", q="q", k="k", v="v", decay="gate"),
-        (
-            Peer("simple_gla", "naive_recurrent_simple_gla", _time_first("q", "k", "v", "gate"), TOKEN_BY_TOKEN),
-            Peer("simple_gla", "naive_chunk_simple_gla", _time_first("q", "k", "v", "gate"), IN_CHUNKS),
-        ),
-    ),
-    "gated_linear_attention, hgrn2": Row(
-        "q k v gates",
-        _op("linear_attention", q="q", k="k", v="v", decay="gates"),
-        (Peer("gla", "naive_recurrent_gla", _time_first("q", "k", "v", "gates"), TOKEN_BY_TOKEN),),
-    ),
-    "delta_net": Row(
-        "q k v write",
-        _op("delta_rule", q="q", k="k", v="v", beta="write"),
-        (
-            Peer("delta_rule", "delta_rule_recurrence", _head_first("q", "k", "v", "write"), TOKEN_BY_TOKEN),
-            Peer("delta_rule", "delta_rule_chunkwise", _head_first("q", "k", "v", "write"), IN_CHUNKS),
-        ),
-    ),
-    "gated_delta_net": Row(
-        "q k v write gate",
-        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gate"),
-        (
-            Peer(
-                "gated_delta_rule",
-                "naive_recurrent_gated_delta_rule",
-                _time_first("q", "k", "v", "write", "gate"),
-                TOKEN_BY_TOKEN,
-            ),
-            Peer(
-                "gated_delta_rule",
-                "naive_chunk_gated_delta_rule",
-                _time_first("q", "k", "v", "gate", "write"),
-                IN_CHUNKS,
-            ),
-        ),
-    ),
-    "kimi_delta_attention": Row(
-        "q k v gates write",
-        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gates"),
-        (
-            Peer("kda", "naive_recurrent_kda", _time_first("q", "k", "v", "gates", "write"), TOKEN_BY_TOKEN),
-            Peer("kda", "naive_chunk_kda", _time_first("q", "k", "v", "gates", "write"), IN_CHUNKS),
-        ),
-    ),
-    "hgrn": Row(
-        "x fade",
-        _op("linear_scan", x="x", decay="fade"),
-        (Peer("hgrn", "naive_recurrent_hgrn", _time_first("x", "fade"), TOKEN_BY_TOKEN),),
-    ),
-    "mamba": Row("x delta A B C", _op("selective_scan", **{name: name for name in ("x", "delta", "A", "B", "C")}), ()),
-    "gated_slot_attention": Row(
-        "q k v gates",
-        _slots,
-        (
-            Peer(
-                "gsa",
-                "naive_recurrent_gsa",
-                lambda function, t: function(t["q"], t["k"], t["v"], 1 - t["gates"].exp(), t["gates"])[0],
-                TOKEN_BY_TOKEN,
-            ),
-        ),
-    ),
-}
-
-
-def fla(peer: Peer) -> Callable[..., Any]:
-    """The peer's function, loaded from its file alone."""
-    found = importlib.util.find_spec("fla")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit(
-            "the peers' code is missing: python -m pip install --no-deps --target=FOLDER fla-core==0.6.0, and "
-            "PYTHONPATH=FOLDER"
-        )
-    path = pathlib.Path(found.submodule_search_locations[0]) / "ops" / peer.file / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"peer_{peer.file}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, peer.function)
 
 
 def take_turns(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
@@ -241,11 +61,15 @@ def take_turns(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def programs(row: Row, implementation: str | None = None) -> dict[str, Any]:
-    """The forward pass and the gradient of our op."""
+    """The forward pass and the gradient of our op, with ``implementation`` or what the dispatch chooses."""
     import jax
     import jax.numpy as jnp
 
-    call = functools.partial(row.ours, implementation=implementation)
+    from pallas_kernels import dispatch
+
+    def call(given: Any) -> Any:
+        with dispatch.use(implementation):
+            return row.ours(given)
 
     def loss(given: Any) -> Any:
         return jnp.sum(call(given) ** 2)
@@ -274,7 +98,7 @@ def compare(name: str) -> dict[str, Any]:
     for peer in row.peers:
         import torch
 
-        function, label = fla(peer), peer.function
+        function, label = peer.load(), peer.function
         asked[label] = peer.asked
 
         def forward(function: Any = function, peer: Peer = peer) -> Any:
@@ -312,10 +136,7 @@ def check(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
 def temporary(program: Any, names: str, length: int) -> int:
     import jax
 
-    shapes = {
-        key: jax.ShapeDtypeStruct(value.shape if key == "A" else (BATCH, length, *value.shape[2:]), value.dtype)
-        for key, value in arrays(names, 1).items()
-    }
+    shapes = {name: jax.ShapeDtypeStruct(shape_of(name, length), np.float32) for name in names.split()}
     return program.lower(shapes).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -398,7 +219,10 @@ def main() -> None:
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     for name in names:
         result = compare(name) if name in ROWS else OTHERS[name]()
-        packages = ("jax", "torch", "fla-core") if name in ROWS and ROWS[name].peers else ("jax",)
+        packages = ["jax"]
+        if name in ROWS and ROWS[name].peers:
+            fla = ROWS[name].peers[0].module.startswith("fla.")
+            packages += ["torch", "fla-core" if fla else "transformers"]
         versions = {package: importlib.metadata.version(package) for package in packages}
         load = round(os.getloadavg()[0], 1)
         report["rows"][name] = {**result, "versions": versions, "cores": os.cpu_count(), "load_average_at_end": load}

@@ -338,6 +338,8 @@ class MultiHeadAttention(ProjectedAttention):
             "key_positions": places[1],
             "query_segments": segments[0],
             "key_segments": segments[1],
+            # Padding is finite after finite_padding, and so is what states hold of it.
+            "finite": True,
         }
         if self.relative is None:
             return options

@@ -67,6 +67,7 @@ def attention(
     relative_keys: jax.Array | None = None,
     relative_query: jax.Array | None = None,
     relative_origin: int | None = None,
+    finite: bool = False,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -122,6 +123,8 @@ def attention(
       relative_query: an array of q's shape, multiplied with ``relative_keys`` in place of q (Transformer-XL,
         arXiv:1901.02860).
       relative_origin: the offset of the tables' first entry; -(span // 2) of each by default.
+      finite: a promise that q, k and v are finite everywhere, also where nothing attends. What is not seen is then not
+        replaced by zeros, which with a cache and few queries saves a copy of all keys and values.
       return_lse: also return the log-sum-exp of the logits, including the sink. Differentiable.
       implementation: the name of one, or None for the best that serves the call.
 
@@ -137,7 +140,7 @@ def attention(
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
         key_segments=key_segments, routes=routes, key_regions=key_regions, rows=rows, relative_bias=relative_bias,
         relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query,
-        relative_origin=relative_origin, return_lse=return_lse,
+        relative_origin=relative_origin, finite=finite, return_lse=return_lse,
     )  # fmt: skip
     results = [_op(call, implementation) for _, call in parts]
     out = _joined([out for out, _ in results], parts, 2)
@@ -191,6 +194,7 @@ def _checked(
     relative_keys: jax.Array | None = None,
     relative_query: jax.Array | None = None,
     relative_origin: int | None = None,
+    finite: bool = False,
     return_lse: bool = False,
 ) -> Parts:
     """Validates the arguments, expands bias and mask to four dimensions, sets the default scale, and splits the call by
@@ -305,6 +309,7 @@ def _checked(
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         normalize=normalize,
         return_lse=return_lse,
+        finite=finite,
     )
     if len(heads_of) > 1:
         return [(heads, call.of_heads(heads).within(part)) for part, heads in heads_of.items()]

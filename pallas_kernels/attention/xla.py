@@ -45,6 +45,7 @@ class Options:
     pattern: Mask | None
     score: Score | None
     relative_origin: int | None
+    finite: bool
 
 
 def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +53,9 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.routes is not None:
         out, lse = regions.gathered(attention, call)
         return out, lse
-    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score, call.relative_origin)
+    options = Options(
+        call.reach, call.scale, call.normalize, call.pattern, call.score, call.relative_origin, call.finite
+    )
     q, sinks = call.q, call.sinks
     batch, length, heads, _ = q.shape
     kv_heads = call.k.shape[2]
@@ -191,7 +194,8 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     q, k, v, sinks = arrays["q"], arrays["k"], arrays["v"], arrays["sinks"]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     allowed = _allowed(options, arrays, q_start, k_start)
-    if allowed is not None:
+    unknown = allowed is not None and not options.finite
+    if unknown:
         # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
@@ -199,7 +203,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     logits = _scores(q, k, wide)
     if arrays["relative_keys"] is not None:
         theirs = arrays["relative_query"]
-        if theirs is not None and allowed is not None:
+        if theirs is not None and unknown:
             theirs = jnp.where(allowed.any(4)[..., None], theirs, 0)
         logits = logits + _relative_products(options, arrays, q if theirs is None else theirs, q_start, k_start)
     logits = options.scale * logits

@@ -190,6 +190,26 @@ def test_many_rows_do_not_hold_all_their_logits() -> None:
     assert run.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes < 64 * 4 * 512 * 512 * 4 / 3
 
 
+def test_finite_keys_of_a_cache_are_not_copied() -> None:
+    """With ``finite=True`` the results are the same, and no array of the keys' size is selected."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((1, 48, 48)))
+    places = {
+        "query_positions": jnp.full((2, 1), 20),
+        "key_positions": jnp.where(jnp.arange(48) < 30, jnp.arange(48), -1),
+    }
+    places["key_positions"] = jnp.broadcast_to(places["key_positions"], (2, 48))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, finite: bool) -> jax.Array:
+        return attention(q, k, v, causal=True, **places, finite=finite, implementation="xla")
+
+    def selects(finite: bool) -> bool:
+        return "f32[2,3,48,8] = select_n" in str(jax.make_jaxpr(functools.partial(attend, finite=finite))(q, k, v))
+
+    np.testing.assert_array_equal(attend(q, k, v, True), attend(q, k, v, False))
+    assert selects(False)
+    assert not selects(True)
+
+
 @pytest.mark.parametrize("length", [9, 520])
 def test_bfloat16_keeps_float32_statistics(length: int) -> None:
     """With 520 nearly equal weights a bfloat16 sum would stop at 256; the inputs and outputs are rounded, nothing
