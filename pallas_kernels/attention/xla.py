@@ -194,17 +194,17 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     q, k, v, sinks = arrays["q"], arrays["k"], arrays["v"], arrays["sinks"]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     allowed = _allowed(options, arrays, q_start, k_start)
-    unknown = allowed is not None and not options.finite
-    if unknown:
+    seen = None if options.finite else allowed
+    if seen is not None:
         # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
-        q = jnp.where(allowed.any(4)[..., None], q, 0)
-        attended = allowed.any((2, 3))[..., None]
+        q = jnp.where(seen.any(4)[..., None], q, 0)
+        attended = seen.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
     logits = _scores(q, k, wide)
     if arrays["relative_keys"] is not None:
         theirs = arrays["relative_query"]
-        if theirs is not None and unknown:
-            theirs = jnp.where(allowed.any(4)[..., None], theirs, 0)
+        if theirs is not None and seen is not None:
+            theirs = jnp.where(seen.any(4)[..., None], theirs, 0)
         logits = logits + _relative_products(options, arrays, q if theirs is None else theirs, q_start, k_start)
     logits = options.scale * logits
     if options.score is not None:
