@@ -160,7 +160,9 @@ def density() -> dict[str, Any]:
 
     def call(window: int | None, causal: bool = True) -> Callable[[Any], Any]:
         sides = None if window is None else (window - 1, 0)
-        return lambda given: pallas_kernels.attention(given["q"], given["k"], given["v"], causal=causal, window=sides)
+        # Layers know their keys and values to be finite.
+        options = {"causal": causal, "window": sides, "finite": True}
+        return lambda given: pallas_kernels.attention(given["q"], given["k"], given["v"], **options)
 
     result: dict[str, Any] = {}
     forms = {"dense": call(None, causal=False), **{str(window): call(window) for window in DENSITIES[1:]}}
