@@ -62,10 +62,15 @@ class TokenCache:
         # If tokens share a slot, only the last is kept; the others get an index out of bounds and are dropped.
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
         row = jnp.arange(positions.shape[0])[:, None]
+        # A single entry is written beside one that is dropped: a scatter of one entry becomes an update of a slice, which
+        # XLA merges with what reads the cache, and then it writes twice and copies the cache for that.
+        alone = positions.size == 1
+        slot = jnp.pad(slot, ((0, 0), (0, alone)), constant_values=capacity)
         stored = {}
         for name, x in {**new, "positions": tokens.positions_or(positions)}.items():
             field, axis = self.place(name)
             old = kept if field == "positions" else getattr(self, field)
+            x = jnp.pad(x, ((0, 0), (0, alone), *((0, 0),) * (x.ndim - 2)))
             index = (row, *(slice(None),) * (axis - 1), slot)  # what is found there: (batch, new, ...), as x
             stored[field] = old.at[index].set(x.astype(old.dtype), mode="drop")
         return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)

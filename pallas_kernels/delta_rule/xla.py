@@ -75,13 +75,17 @@ def _token(
     """One token, step by step, as used in decoding."""
     read = k if read is None else read
     q, k, v, beta, read = (x.astype(state.dtype) for x in (q, k, v, beta, read))
-    if decay is not None:
-        state = jnp.exp(decay[:, 0].astype(state.dtype))[..., None] * state
+    factor = None if decay is None else jnp.exp(decay[:, 0].astype(state.dtype))
     for j in range(k.shape[1]):
-        key = k[:, j, :, None]
-        update = beta[:, j] * (v[:, j] - jnp.einsum("bgrk,bgrkv->bgrv", read[:, j, :, None], state))
+        key, wanted = k[:, j, :, None], jnp.broadcast_to(read[:, j, :, None], state.shape[:4])
+        # The decay goes to the key that reads, so that the state is read once and written once.
+        held = jnp.einsum("bgrk,bgrkv->bgrv", wanted if factor is None else wanted * factor, state)
+        update = beta[:, j] * (v[:, j] - held)
+        state = state if factor is None else factor[..., None] * state
         state = state + key[..., None] * update[..., None, :]
-    return scale * jnp.einsum("bgk,bgrkv->bgrv", q[:, 0], state)[:, None], state
+        factor = None
+    query = jnp.broadcast_to(q[:, 0, :, None], state.shape[:4])
+    return scale * jnp.einsum("bgrk,bgrkv->bgrv", query, state)[:, None], state
 
 
 @differentiable(2)

@@ -120,13 +120,11 @@ def _step(
 ) -> tuple[jax.Array, jax.Array]:
     """One token, as used in decoding."""
     query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
-    # XLA would compute the value again for each key feature, and the new state once to store it and once to read it.
-    value = jax.lax.optimization_barrier(value)
     if decay is not None:
         state = jnp.exp(decay[:, 0])[..., None] * state
     if value_decay is not None:
         state = jnp.exp(value_decay[:, 0])[..., None, :] * state
-    state = jax.lax.optimization_barrier(state + key[:, :, None, :, None] * value[..., None, :])
+    state = state + key[:, :, None, :, None] * value[..., None, :]
     # One product for each head: heads that share a query as one product would need a transposed state.
     query = jnp.broadcast_to(query[:, :, None], state.shape[:4])
     return scale * jnp.einsum("bgrk,bgrkv->bgrv", query, state)[:, None], state
