@@ -62,8 +62,8 @@ class TokenCache:
         # If tokens share a slot, only the last is kept; the others get an index out of bounds and are dropped.
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
         row = jnp.arange(positions.shape[0])[:, None]
-        # A single entry is written beside one that is dropped: a scatter of one entry becomes an update of a slice, which
-        # XLA merges with what reads the cache, and then it writes twice and copies the cache for that.
+        # A single entry is written beside one that is dropped. XLA would make the scatter of one entry an update of a
+        # slice, merge that with what reads the cache, write it twice, and copy the cache for that.
         alone = positions.size == 1
         slot = jnp.pad(slot, ((0, 0), (0, alone)), constant_values=capacity)
         stored = {}
