@@ -181,12 +181,13 @@ def mixers(report: Report) -> str:
                 rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
     text = (
         "`python -m benchmarks.mixers_speed`: the op alone on 1 x 2048 tokens x 8 heads x 64, compared with the "
-        "PyTorch code of fla-core 0.6.0,"
+        "PyTorch code of fla-core 0.6.0 (of the mLSTM, with that of transformers),"
     )
-    more = " token by token or in chunks, and with our own reference, token by token in JAX."
+    more = " token by token or in chunks, and with our own reference, token by token in JAX. Of forgetting attention, the "
+    more += "peer is a plain attention, and nothing is asked."
     more += " The last column is the exponent with which the gradient's memory grows, from 2k to 32k tokens."
     head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "target", "", "memory"]
-    parts = [f"## The recurrences compared with flash-linear-attention\n\n{text}{more}\n\n{table(head, rows)}"]
+    parts = [f"## The recurrences compared with PyTorch code\n\n{text}{more}\n\n{table(head, rows)}"]
     if others:
         parts.append(table(["what", "", "measured"], others))
     return "\n".join(parts)
