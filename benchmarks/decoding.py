@@ -12,6 +12,9 @@ and keeps rows that it does not measure. Greedy decoding, float32, as many threa
     floor    the model's matrix products alone, each applied to the result of the one before, for as many steps in one
              loop. It reads every weight once per token; states and cached keys, which a model also reads, are left out
 
+``--prefill`` measures something else: milliseconds until the first new token after one prompt of 4,096 tokens, of
+models without a shorter limit ("prefill" in the file). The target is 2 times the speed of the peer.
+
 The target is 3 times the speed of the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. The
 transformers model is created with random weights and saved; ours loads that folder, and the tokens that both generate
 are compared. Where transformers does not have a model, or needs an accelerator for it, only the floor is compared.
@@ -35,7 +38,10 @@ from typing import Any
 
 import numpy as np
 
-PROMPT = 256
+PROMPT, LONG = 256, 4096
+LONG_PROMPTS = ("mamba_130m", "mamba2_130m", "qwen2.5_0.5b", "gla_340m")
+"""Models that are measured after a prompt of ``LONG`` tokens, which should be ``TWICE`` as fast as the peer."""
+TWICE = 2.0
 BATCHES = {1: 3.0, 16: 2.0}
 """Batch sizes, and the target speed of each in multiples of the peer's."""
 NEAR = 1.25
@@ -86,8 +92,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 ALONE = ("gla_340m",)
 
 
-def prompts(batch: int, vocab_size: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab_size, (batch, PROMPT))
+def prompts(batch: int, vocab_size: int, length: int = PROMPT) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab_size, (batch, length))
 
 
 def peers() -> tuple[Any, Any]:
@@ -98,9 +104,11 @@ def peers() -> tuple[Any, Any]:
 
 
 def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[str, float]:
-    """Milliseconds per token and of the prompt, from runs that generate all, half, and one of the ``new`` tokens."""
+    """Milliseconds per token and of the prompt, from runs that generate all, half, and one of the ``new`` tokens; with
+    ``new`` = 1 of the prompt alone.
+    """
     took: dict[int, float] = {}
-    for count in (new, new // 2 + 1, 1):
+    for count in sorted({new, new // 2 + 1, 1}, reverse=True):
         generate(count)
         times = []
         for _ in range(repeats):
@@ -108,6 +116,8 @@ def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[st
             generate(count)
             times.append(time.perf_counter() - start)
         took[count] = 1e3 * min(times)
+    if new == 1:
+        return {"prompt": round(took[1], 1)}
     token = (took[new] - took[new // 2 + 1]) / (new - new // 2 - 1)
     return {"token": round(token, 3), "prompt": round(took[1], 1)}
 
@@ -151,11 +161,11 @@ def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
     return round(1e3 * min(times[1:]) / steps, 3)
 
 
-def ours(model: Any, batch: int, new: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+def ours(model: Any, batch: int, new: int, repeats: int, length: int = PROMPT) -> tuple[dict[str, float], np.ndarray]:
     """Times of our model, and the tokens of the last run."""
     import zoo
 
-    tokens = prompts(batch, model.config.vocab_size)
+    tokens = prompts(batch, model.config.vocab_size, length)
     made: list[np.ndarray] = []
 
     def generate(count: int) -> None:
@@ -166,14 +176,14 @@ def ours(model: Any, batch: int, new: int, repeats: int) -> tuple[dict[str, floa
     return times, made[0]
 
 
-def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
+def theirs(folder: str, batch: int, new: int, repeats: int, length: int) -> None:
     """Prints times and tokens of the transformers model in ``folder``."""
     torch, transformers = peers()
     torch.set_num_threads(os.cpu_count() or 1)
     reads_source = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
     kind = transformers.AutoModelForSeq2SeqLM if reads_source else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.from_numpy(prompts(batch, model.config.vocab_size))
+    tokens = torch.from_numpy(prompts(batch, model.config.vocab_size, length))
     made: list[Any] = []
 
     def generate(count: int) -> None:
@@ -184,14 +194,14 @@ def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
             max_new_tokens=count,
             min_new_tokens=count,
         )
-        made[:] = [out[:, 1 if reads_source else PROMPT :].tolist()]
+        made[:] = [out[:, 1 if reads_source else length :].tolist()]
 
     print(json.dumps({**two_times(generate, new, repeats), "tokens": made[0]}))
 
 
-def run_theirs(folder: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
+def run_theirs(folder: str, batch: int, new: int, repeats: int, limit: float, length: int = PROMPT) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.decoding", f"--theirs={folder}", f"--batch={batch}"]
-    command += [f"--new={new}", f"--repeats={repeats}"]
+    command += [f"--new={new}", f"--repeats={repeats}", f"--length={length}"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -201,29 +211,48 @@ def run_theirs(folder: str, batch: int, new: int, repeats: int, limit: float) ->
     return json.loads(done.stdout.decode().splitlines()[-1])
 
 
-def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
-    """The row of one model and batch size."""
+def made(name: str, folder: str) -> Any:
+    """Our model: with the weights of transformers', which is written to ``folder``, where there is one."""
     import zoo
 
+    if name not in PEERS:
+        return zoo.create(name)
+    kind, options = PEERS[name]
+    cls: Any = getattr(peers()[1], kind)
+    cls(cls.config_class(**{**_COMMON, **options})).save_pretrained(folder)
+    return zoo.create(name, weights=folder)
+
+
+def beside(row: dict[str, Any], times: dict[str, float], tokens: np.ndarray, other: dict[str, Any]) -> None:
+    """Adds to a row what transformers took, and how it compares."""
+    generated = other.pop("tokens", None)
+    if generated is not None:
+        row["equal_tokens"] = round(float(np.mean(np.asarray(generated)[:, : tokens.shape[1]] == tokens)), 3)
+        row["times_faster"] = {what: round(other[what] / times[what], 2) for what in times}
+    row["transformers_ms"] = other
+
+
+def prefill(name: str, repeats: int, limit: float) -> dict[str, Any]:
+    """The row of one model that reads ``LONG`` tokens."""
     with tempfile.TemporaryDirectory() as folder:
+        model = made(name, folder)
+        times, tokens = ours(model, 1, 1, repeats, LONG)
+        row: dict[str, Any] = {"ours_ms": times, "asked": {"times_faster": TWICE}}
         if name in PEERS:
-            kind, options = PEERS[name]
-            cls: Any = getattr(peers()[1], kind)
-            cls(cls.config_class(**{**_COMMON, **options})).save_pretrained(folder)
-            model = zoo.create(name, weights=folder)
-        else:
-            model = zoo.create(name)
+            beside(row, times, tokens, run_theirs(folder, 1, 1, repeats, limit, LONG))
+    return row
+
+
+def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
+    """The row of one model and batch size."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = made(name, folder)
         # Taking turns, so that a temporary slowdown of the machine affects all of them.
         lowest = floor(model, batch, new // 4, repeats)
         times, tokens = ours(model, batch, new, repeats)
         row: dict[str, Any] = {"ours_ms": times}
         if name in PEERS:
-            other = run_theirs(folder, batch, new, repeats, limit)
-            generated = other.pop("tokens", None)
-            if generated is not None:
-                row["equal_tokens"] = round(float(np.mean(np.asarray(generated)[:, : tokens.shape[1]] == tokens)), 3)
-                row["times_faster"] = {what: round(other[what] / times[what], 2) for what in times}
-            row["transformers_ms"] = other
+            beside(row, times, tokens, run_theirs(folder, batch, new, repeats, limit))
         row["floor_ms"] = min(lowest, floor(model, batch, new // 4, repeats))
     row["over_floor"] = round(times["token"] / row["floor_ms"], 2)
     row["tokens_per_second"] = round(1e3 * batch / times["token"], 1)
@@ -238,35 +267,39 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for transformers' side of one row")
     parser.add_argument("--batch", type=int, choices=list(BATCHES), help="this batch only")
+    parser.add_argument("--prefill", action="store_true", help=f"after a prompt of {LONG} tokens, the first new one")
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, default=PROMPT, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.new < 8:
+    if args.new < 8 and not args.theirs:
         parser.error(f"--new is at least 8, not {args.new}: times are measured on half of the tokens")
     if args.theirs:
-        theirs(args.theirs, args.batch, args.new, args.repeats)
+        theirs(args.theirs, args.batch, args.new, args.repeats, args.length)
         return
-    names = [name.strip() for name in args.only.split(",") if name.strip()] or [*PEERS, *ALONE]
-    if unknown := [name for name in names if name not in {*PEERS, *ALONE}]:
-        parser.error(f"no row {unknown[0]!r}; there are: {', '.join([*PEERS, *ALONE])}")
+    known = LONG_PROMPTS if args.prefill else (*PEERS, *ALONE)
+    names = [name.strip() for name in args.only.split(",") if name.strip()] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"no row {unknown[0]!r}; there are: {', '.join(known)}")
     import jax
 
     path = pathlib.Path(__file__).parent / "results" / jax.default_backend() / "decoding.json"
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"prompt": PROMPT, "rows": {}}
+
+    def keep(part: str, row_name: str, row: dict[str, Any]) -> None:
+        row["versions"] = {package: importlib.metadata.version(package) for package in ("jax", "torch", "transformers")}
+        row |= {"cores": os.cpu_count(), "load_average_at_end": round(os.getloadavg()[0], 1)}
+        report.setdefault(part, {})[row_name] = row
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        print(row_name, json.dumps(row), flush=True)
+
     for name in names:
+        if args.prefill:
+            keep("prefill", name, prefill(name, args.repeats, args.limit))
+            continue
         for batch in [args.batch] if args.batch else BATCHES:
             row = measure(name, batch, args.new, args.repeats, args.limit)
-            row |= {
-                "new": args.new,
-                "versions": {
-                    package: importlib.metadata.version(package) for package in ("jax", "torch", "transformers")
-                },
-                "cores": os.cpu_count(),
-                "load_average_at_end": round(os.getloadavg()[0], 1),
-            }
-            report["rows"][f"{name}, batch {batch}"] = row
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=2) + "\n")
-            print(name, batch, json.dumps(row), flush=True)
+            keep("rows", f"{name}, batch {batch}", row | {"new": args.new})
 
 
 if __name__ == "__main__":

@@ -163,7 +163,19 @@ def decoding(report: Report) -> str:
     more += " batch 16, or at most 1.25 times the floor."
     head = ["model", "token, ms", "transformers, ms", "times", "floor, ms", "times the floor", ""]
     head += ["prompt, ms", "transformers, ms", "times"]
-    return f"## Decoding\n\n{text}{more}\n\n{table(head, rows)}"
+    parts = [f"## Decoding\n\n{text}{more}\n\n{table(head, rows)}"]
+    if found := report.get("prefill"):
+        rows = []
+        for name, row in found.items():
+            other, ratio = row.get("transformers_ms", {}), row.get("times_faster", {}).get("prompt")
+            cells = [row["ours_ms"]["prompt"], other.get("prompt"), ratio]
+            missed = "missed" if ratio is not None and ratio < row["asked"]["times_faster"] else ""
+            rows.append([name, *map(_number, cells), other.get("stopped", missed)])
+        text = (
+            "With `--prefill`: the first new token after one prompt of 4,096 tokens. The target is 2 times the speed."
+        )
+        parts.append(f"{text}\n\n{table(['model', 'ms', 'transformers, ms', 'times', ''], rows)}")
+    return "\n".join(parts)
 
 
 def mixers(report: Report) -> str:
@@ -183,7 +195,9 @@ def mixers(report: Report) -> str:
         "`python -m benchmarks.mixers_speed`: the op alone on 1 x 2048 tokens x 8 heads x 64, compared with the "
         "PyTorch code of fla-core 0.6.0 (of the mLSTM, with that of transformers),"
     )
-    more = " token by token or in chunks, and with our own reference, token by token in JAX. Of forgetting attention, the "
+    more = (
+        " token by token or in chunks, and with our own reference, token by token in JAX. Of forgetting attention, the "
+    )
     more += "peer is a plain attention, and nothing is asked."
     more += " The last column is the exponent with which the gradient's memory grows, from 2k to 32k tokens."
     head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "target", "", "memory"]
