@@ -76,6 +76,7 @@ class Peer(NamedTuple):
 
     def load(self) -> Callable[..., Any]:
         if not self.module.startswith("fla."):
+            importlib.import_module("tests.references.live")  # before what imports torchvision
             return getattr(importlib.import_module(self.module), self.function)
         found = importlib.util.find_spec("fla")
         if found is None or not found.submodule_search_locations:

@@ -186,8 +186,8 @@ def mixers(report: Report) -> str:
             others.extend([name, what, _compact(found)] for what, found in row.items() if what not in _MACHINE)
             continue
         for what in ("forward", "gradient"):
-            for peer, asked in row["asked"].items():
-                times, ratio = row[what]["ms"], row[what]["times"][peer]
+            for peer, ratio in row[what]["times"].items():
+                times, asked = row[what]["ms"], row["asked"][peer]
                 cells = [_number(times["ours"]), _number(times[peer]), _number(ratio), _number(asked)]
                 missed = "missed" if asked is not None and ratio < asked else ""
                 rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
