@@ -48,6 +48,7 @@ def attention(
     v: jax.Array,
     *,
     bias: jax.Array | None = None,
+    bias_rest: jax.Array | None = None,
     mask: jax.Array | Mask | ByHead | None = None,
     score: Score | None = None,
     causal: bool = False,
@@ -83,6 +84,10 @@ def attention(
         (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
+      bias_rest: of bias's shape, what its dtype could not hold of a large bias; the sum of both is added. The softmax
+        depends on differences of logits only, so that the largest bias of a query's keys, or of those of a block of
+        queries, is subtracted before the sum is rounded. Implementations in 16 bits add the rounded sum.
+        Differentiable.
       mask: bool, True = attend; broadcastable to the same shape. Dimensions of size 1 are not expanded. Or a Python
         function of positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
         ``pallas_kernels.masks``. With default positions the cost is proportional to the blocks that it allows; padding
@@ -135,8 +140,8 @@ def attention(
       ValueError: shapes, dtypes or options that do not fit together.
     """
     parts = _checked(
-        q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize,
-        sinks=sinks,
+        q, k, v, bias=bias, bias_rest=bias_rest, mask=mask, score=score, causal=causal, window=window, scale=scale,
+        normalize=normalize, sinks=sinks,
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
         key_segments=key_segments, routes=routes, key_regions=key_regions, rows=rows, relative_bias=relative_bias,
         relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query,
@@ -175,6 +180,7 @@ def _checked(
     v: jax.Array | None,
     *,
     bias: jax.Array | None = None,
+    bias_rest: jax.Array | None = None,
     mask: jax.Array | Mask | ByHead | None = None,
     score: Score | None = None,
     causal: bool = False,
@@ -223,6 +229,11 @@ def _checked(
         )
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
+    if bias_rest is not None and (bias is None or bias_rest.shape != bias.shape or normalize != "softmax"):
+        raise ValueError(
+            f"attention: bias_rest is what is left of a softmax's bias, of its shape; got {bias_rest.shape} for "
+            f"{None if bias is None else bias.shape} and {normalize}"
+        )
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     heads_of: dict[Mask, tuple[int, ...]] = {}
     if isinstance(mask, ByHead):
@@ -290,6 +301,7 @@ def _checked(
         k=k,
         v=k if v is None else v,
         bias=_four_dimensions("bias", bias, full),
+        bias_rest=_four_dimensions("bias_rest", bias_rest, full),
         mask=_four_dimensions("mask", mask, full),
         sinks=sinks,
         query_positions=query_positions,

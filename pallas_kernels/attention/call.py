@@ -38,7 +38,7 @@ class AttentionCall(Call):
     heads) if requested.
 
     Attributes:
-      bias, mask: (batch, heads, q_length, k_length), each dimension its size or 1.
+      bias, bias_rest, mask: (batch, heads, q_length, k_length), each dimension its size or 1.
       pattern: the mask as a function of positions, without windows.
       rows: (batch or 1, q_length, heads or 1, n), the values of all ``rows`` for the score, stacked.
       reach: the window and causality combined.
@@ -51,6 +51,7 @@ class AttentionCall(Call):
         "k": "blhd",
         "v": "blhd",
         "bias": "bhqk",
+        "bias_rest": "bhqk",
         "mask": "bhqk",
         "sinks": "h",
         "query_positions": "bq",
@@ -70,6 +71,7 @@ class AttentionCall(Call):
     k: jax.Array
     v: jax.Array
     bias: jax.Array | None = None
+    bias_rest: jax.Array | None = None
     mask: jax.Array | None = None
     sinks: jax.Array | None = None
     query_positions: jax.Array | None = None
@@ -91,6 +93,11 @@ class AttentionCall(Call):
     normalize: str = "softmax"
     return_lse: bool = False
     finite: bool = False
+
+    @property
+    def rounded_bias(self) -> jax.Array | None:
+        """The bias and its rest as one array, for implementations of 16 bits, whose own rounding is far coarser."""
+        return self.bias if self.bias is None or self.bias_rest is None else self.bias + self.bias_rest
 
     @property
     def bounded(self) -> bool:

@@ -103,6 +103,17 @@ def _large_logits(arrays: Arrays, _: np.random.Generator) -> None:
     arrays["k"] *= 30
 
 
+def _steep(*shape: int, by: float) -> Change:
+    """A bias of thousands that rises along the keys, by ``by`` on average, as float32 holds it, and its rest."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        exact = 4000 + np.cumsum(rng.uniform(0, 2 * by, shape), -1)
+        arrays["bias"] = exact.astype(np.float32).astype(np.float64)
+        arrays["bias_rest"] = (exact - arrays["bias"]).astype(np.float32).astype(np.float64)
+
+    return change
+
+
 def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
     """Queries that start at a position of each row, and a cache in shuffled order with ``filled`` slots; the empty
     slots are NaN.
@@ -203,6 +214,10 @@ CASES = (
     _case("mask", 9, heads=4, kv_heads=2, change=_mask(2, 4, 9, 9), return_lse=True),
     _case("bias", 9, heads=4, kv_heads=2, change=_add(bias=(2, 4, 9, 9)), return_lse=True),
     _case("bias_per_head", 9, batch=3, change=_add(bias=(2, 9, 9))),
+    _case("large_bias_rest", 9, heads=4, kv_heads=2, causal=True, return_lse=True,
+        change=_both(_add(sinks=(4,)), _steep(2, 4, 9, 9, by=500))),
+    _case("long_large_bias_rest", 531, heads=2, kv_heads=1, change=_steep(2, 2, 1, 531, by=0.7), causal=True,
+        return_lse=True),
     _case("padding_causal_grouped", 11, batch=3, heads=4, kv_heads=2, change=_padded(6), causal=True, return_lse=True),
     _case("query_padding", 11, 7, heads=4, kv_heads=2, change=_padded_queries(6), return_lse=True),
     _case("identical_keys", 17, change=_identical_keys, return_lse=True),

@@ -55,8 +55,9 @@ def visible(
     return allowed if mask is None else allowed & mask
 
 
-def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
-    """Logits (batch, heads, q_length, k_length), -inf where masked, and the mask itself."""
+def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits (batch, heads, q_length, k_length), -inf where masked, the mask itself, and what was subtracted from the
+    logits of a query, (batch, heads, q_length, 1)."""
     q, k = _widen(call.q), _widen(call.k)
     at_q, at_k = call.places
     allowed = visible(at_q, at_k, call.reach, call.pattern, call.mask, call.segments)
@@ -86,11 +87,23 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         logits = finite_gradient(call.score)(
             logits, heads, at_q[:, None, :, None], at_k[:, None, None, :], *rows
         ).astype(logits.dtype)
+    shift = jnp.zeros((*logits.shape[:3], 1), logits.dtype)
     if call.bias is not None:
-        logits = logits + _widen(call.bias)
+        bias = _widen(call.bias)
+        if call.bias_rest is not None:
+            # Keys of large weight then have a small bias, which keeps the digits of the rest.
+            shift = largest(jnp.broadcast_to(bias, logits.shape), allowed)
+            bias = (bias - shift) + _widen(call.bias_rest)
+        logits = logits + bias
     if call.relative_bias is not None:
         logits = logits + _by_offset(call, call.relative_bias)
-    return jnp.where(allowed, logits, 0.0 if call.normalize == "none" else -jnp.inf), allowed
+    return jnp.where(allowed, logits, 0.0 if call.normalize == "none" else -jnp.inf), allowed, shift
+
+
+def largest(x: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
+    """The maximum of ``x`` over the last axis where it is ``allowed``, without a gradient; 0 where nothing is."""
+    top = jnp.max(x if allowed is None else jnp.where(allowed, x, -jnp.inf), axis=-1, keepdims=True)
+    return jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
 
 
 def _queries(call: AttentionCall, allowed: jax.Array) -> jax.Array:
@@ -104,11 +117,11 @@ def _by_offset(call: AttentionCall, table: jax.Array) -> jax.Array:
 
 
 def _normalize(logits: jax.Array, sinks: jax.Array | None, normalize: str) -> tuple[jax.Array, jax.Array]:
-    """Weights, and the log-sum-exp (batch, q_length, heads) of logits and sink."""
+    """Weights, and the log-sum-exp (batch, q_length, heads) of logits and sinks (batch, heads, q_length, 1)."""
     if normalize != "softmax":
         return jax.nn.sigmoid(logits) if normalize == "sigmoid" else logits, jnp.zeros(())
     if sinks is not None:
-        logits = jnp.concatenate([logits, jnp.broadcast_to(sinks[:, None, None], (*logits.shape[:3], 1))], axis=3)
+        logits = jnp.concatenate([logits, sinks], axis=3)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=3, keepdims=True))
     unnormalized = jnp.exp(logits - jnp.where(top == -jnp.inf, 0.0, top))
     total = jnp.sum(unnormalized, axis=3, keepdims=True)
@@ -130,8 +143,10 @@ def attention_weights(call: AttentionCall) -> jax.Array:
 
 def _weights(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights, the log-sum-exp, and the mask."""
-    logits, allowed = _logits(call)
-    weights, lse = _normalize(logits, _widen(call.sinks), call.normalize)
+    logits, allowed, shift = _logits(call)
+    sinks = None if call.sinks is None else _widen(call.sinks)[:, None, None] - shift
+    weights, lse = _normalize(logits, sinks, call.normalize)
+    lse = lse + jnp.swapaxes(shift[..., 0], 1, 2)
     if call.relative_weight is not None:
         weights = weights * _by_offset(call, call.relative_weight)
     return weights, lse, allowed

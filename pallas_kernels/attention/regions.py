@@ -94,6 +94,7 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         k=keys(call.k),
         v=keys(call.v),
         bias=pairs(call.bias),
+        bias_rest=pairs(call.bias_rest),
         mask=pairs(call.mask),
         query_positions=queries(at_q) if call.ordered else None,
         key_positions=key_positions,

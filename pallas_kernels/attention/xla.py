@@ -21,7 +21,7 @@ from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import lists, regions, relative
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
-from pallas_kernels.attention.reference import visible
+from pallas_kernels.attention.reference import largest, visible
 from pallas_kernels.attention.scores import finite_gradient
 from primitives.differentiation import differentiable
 
@@ -64,6 +64,7 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         "k": jnp.moveaxis(call.k, 1, 2),  # (batch, kv, k, d)
         "v": jnp.moveaxis(call.v, 1, 2),
         "bias": _group(call.bias, kv_heads),  # (batch, kv, rep, q, k), each its size or 1
+        "bias_rest": _group(call.bias_rest, kv_heads),
         "mask": _group(call.mask, kv_heads),
         "sinks": None if sinks is None else sinks.reshape(kv_heads, -1),
         "query_positions": call.query_positions,
@@ -161,6 +162,7 @@ AXES = {
     "k": {"k": 2},
     "v": {"k": 2},
     "bias": {"q": 3, "k": 4},
+    "bias_rest": {"q": 3, "k": 4},
     "mask": {"q": 3, "k": 4},
     "sinks": {},
     "query_positions": {"q": 1},
@@ -173,12 +175,14 @@ AXES = {
 }
 OF_ALL = ("sinks", *TABLES)
 """Arrays without a batch axis."""
+BROADCAST = ("bias", "bias_rest", "mask")
+"""Arrays whose axes may be 1."""
 
 
 def _axis(name: str, x: Any, over: str) -> int | None:
     """The axis of ``x`` over queries or keys, None where it has none or broadcasts along it."""
     axis = None if x is None else AXES[name].get(over)
-    return None if axis is None or (x.shape[axis] == 1 and name in ("bias", "mask")) else axis
+    return None if axis is None or (x.shape[axis] == 1 and name in BROADCAST) else axis
 
 
 def _slice(name: str, x: Any, over: str, start: Any, size: int) -> Any:
@@ -191,7 +195,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
 
     Returns (batch, kv, rep, q, value_dim) in q's dtype and the log-sum-exp (batch, kv, rep, q).
     """
-    q, k, v, sinks = arrays["q"], arrays["k"], arrays["v"], arrays["sinks"]
+    q, k, v, sinks, base = arrays["q"], arrays["k"], arrays["v"], arrays["sinks"], None
     wide = jnp.promote_types(q.dtype, jnp.float32)
     allowed = _allowed(options, arrays, q_start, k_start)
     seen = None if options.finite else allowed
@@ -214,7 +218,11 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         where = q_positions[:, None, None, :, None], k_positions[:, None, None, None]
         logits = finite_gradient(options.score)(logits, heads, *where, *rows).astype(wide)
     if arrays["bias"] is not None:
-        logits = logits + arrays["bias"].astype(wide)
+        bias = arrays["bias"].astype(wide)
+        if arrays["bias_rest"] is not None:
+            base = _base(bias, allowed)
+            bias = (bias - base[..., None]) + arrays["bias_rest"].astype(wide)
+        logits = logits + bias
     if arrays["relative_bias"] is not None:
         logits = logits + _by_offset(options, arrays, "relative_bias", q_start, k_start)
     if allowed is not None:
@@ -229,7 +237,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     # The shift cancels in both results, so that it needs no gradient.
     shift = lax.stop_gradient(jnp.max(logits, axis=-1))
     if sinks is not None:
-        sinks = sinks.astype(wide)[:, :, None]
+        sinks = sinks.astype(wide)[:, :, None] - (0 if base is None else base)
         shift = jnp.maximum(shift, lax.stop_gradient(sinks))
     shift = jnp.where(shift == -jnp.inf, 0.0, shift)
     weights = jnp.exp(logits - shift[..., None])
@@ -240,7 +248,18 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     total = jnp.where(empty, 1.0, total)
     # Dividing after the product touches q x value_dim numbers instead of q x k.
     out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide) / total[..., None]
-    return out.astype(q.dtype), jnp.where(empty, -jnp.inf, shift + jnp.log(total))
+    lse = shift + jnp.log(total)
+    return out.astype(q.dtype), jnp.where(empty, -jnp.inf, lse if base is None else lse + base)
+
+
+def _base(bias: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """What is subtracted from a block's bias, so that it is small, and keeps the digits of its rest, for the keys of
+    large weight: the maximum over the keys of each query or, where all queries have one bias, over the keys that any of
+    them attends to: (batch, kv, rep, q or 1).
+    """
+    if allowed is not None and bias.shape[3] == 1:
+        allowed = allowed.any(3, keepdims=True)
+    return largest(bias, allowed)[..., 0]
 
 
 def _indexed(arrays: Arrays) -> bool:

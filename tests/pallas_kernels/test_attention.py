@@ -27,7 +27,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     q, k, v = arrays["q"], arrays["k"], arrays["v"]
     (batch, q_length, heads, _), (_, k_length, kv_heads, _) = q.shape, k.shape
     full = (batch, heads, q_length, k_length)
-    bias = np.broadcast_to(arrays.get("bias", np.zeros(())), full)
+    bias = np.broadcast_to(arrays.get("bias", np.zeros(())) + arrays.get("bias_rest", 0), full)
     mask = np.broadcast_to(arrays.get("mask", np.ones((), bool)), full)
     pattern = options.get("mask", lambda q, k: True)
     patterns = pattern.parts if isinstance(pattern, masks.ByHead) else (pattern,) * heads
@@ -291,6 +291,7 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"q": like((2, 5, 4, 8), np.int32)}, "q must be floating"),
         ({"k": like((2, 5, 3, 8)), "v": like((2, 5, 3, 8))}, "3 heads of k divide the 4 of q"),
         ({"k": like((2, 0, 4, 8)), "v": like((2, 0, 4, 8))}, "lengths must be positive"),
+        ({"bias_rest": like((4, 1, 5))}, "bias_rest is what is left of a softmax's bias, of its shape"),
         ({"bias": like((2, 3, 5, 5))}, "does not broadcast to (batch, heads, q_length, k_length) = (2, 4, 5, 5)"),
         ({"mask": like((5, 6), np.bool_)}, "mask (5, 6) does not broadcast"),
         ({"mask": like((5, 5))}, "mask must be bool"),

@@ -48,7 +48,7 @@ INTERPRETED = {
 # What its kernels lack, by the reasons that they give.
 REFUSED = {
     "attention splash": "cross_grouped mask sigmoid score large_logits relative long_window",
-    "attention mosaic_tpu": "sigmoid_masked relative rows routed_key_regions_heads",
+    "attention mosaic_tpu": "sigmoid_masked relative rows routed_key_regions_heads large_bias_rest",
     "linear_attention mosaic_tpu": "both_ways_plain one_token_key packed_token value two_decays_token",
     "delta_rule mosaic_tpu": "one_token_three_steps key read packed_two_steps",
     "selective_scan mosaic_tpu": "one_token packed implicit",

@@ -65,7 +65,8 @@ def objection(call: AttentionCall) -> str | None:
 
 def attention(call: AttentionCall) -> tuple[Any, ...]:
     """The op."""
-    q, k, v, bias, mask, routes, score = call.q, call.k, call.v, call.bias, call.mask, call.routes, call.score
+    q, k, v, bias, mask = call.q, call.k, call.v, call.rounded_bias, call.mask
+    routes, score = call.routes, call.score
     own, sizes = q.shape[1], None
     if routes is not None:
         if not _lists_serve(call, routes):

@@ -49,6 +49,8 @@ def objection(call: AttentionCall) -> str | None:
         return regions.objection(objection, call)
     if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
         return "it takes only a bias for each query and key"
+    if call.bias_rest is not None:
+        return "bias_rest is given, which its tiles don't read"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
     if not q.dtype == k.dtype == v.dtype:
