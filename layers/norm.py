@@ -129,8 +129,10 @@ class GatedRMSNorm(Module):
         factor = 1 if gate is None else self.activation(gate.astype(y.dtype))
         y = y * factor if self.gated == "before" else y
         y = y.reshape(*x.shape[:-1], self.groups, -1)
+        # Products of several projections can be beyond the square root of the largest number.
+        size = jnp.where(jnp.max(jnp.abs(y), axis=-1, keepdims=True) > 2.0**50, 2.0**-75, 1)
         # Not rsqrt, whose derivative is a third power: it underflows where gated values are above 10^12.
-        y = y / jnp.sqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        y = size * y / jnp.sqrt(jnp.mean(jnp.square(size * y), axis=-1, keepdims=True) + self.epsilon * size * size)
         y = y.reshape(x.shape)
         y = y if self.scale is None else y * self.scale[...].astype(y.dtype)
         return (y * factor if self.gated == "after" else y).astype(x.dtype)

@@ -90,9 +90,11 @@ def test_gated_norm_is_over_each_group(gated: Literal["before", "after"], sigmoi
     )
 
 
-def test_the_slope_of_a_gated_norm_at_large_products() -> None:
+def test_a_gated_norm_and_its_slope_at_large_products() -> None:
     """It does not depend on the length of x, but for a factor: a gate multiplies values, which grow as powers do."""
     norm = GatedRMSNorm(6, epsilon=1e-12, rngs=nnx.Rngs(0))
     x, weight = RNG.standard_normal((2, 3, 6)).astype(np.float32)
     slope = jax.grad(lambda x: jnp.sum(norm(x, None) * weight))
-    np.testing.assert_allclose(1e14 * slope(1e14 * jnp.asarray(x)), slope(jnp.asarray(x)), rtol=1e-4, atol=1e-5)
+    for size in (1e14, 1e16, 1e25):
+        np.testing.assert_allclose(norm(size * jnp.asarray(x), None), norm(jnp.asarray(x), None), rtol=1e-5)
+        np.testing.assert_allclose(size * slope(size * jnp.asarray(x)), slope(jnp.asarray(x)), rtol=1e-4, atol=1e-5)
