@@ -135,11 +135,12 @@ class MixtureOfMemories(Recurrent):
         return MixtureState(_apart(routed, batch_size), shared, document, segment)
 
     def recur(self, x: jax.Array, tokens: Tokens, state: MixtureState | None) -> tuple[jax.Array, MixtureState | None]:
-        scores = jax.nn.softmax(self.router(x).astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1)
-        best, chosen = jax.lax.top_k(scores, self.chosen)
-        weights = best / jnp.sum(best, axis=-1, keepdims=True)
+        logits = self.router(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        # The order of the scores, which may round to equal numbers.
+        best, chosen = jax.lax.top_k(logits, self.chosen)
+        weights = jax.nn.softmax(best, axis=-1)
         if self.sowing(AuxLoss, "load_balance"):
-            self.sow(AuxLoss, "load_balance", self._load(scores, chosen, tokens.mask))
+            self.sow(AuxLoss, "load_balance", self._load(jax.nn.softmax(logits, axis=-1), chosen, tokens.mask))
         begins, document = self.starts(tokens, state), jnp.zeros(x.shape[:2], jnp.int32)
         document = document if begins is None else jnp.cumsum(begins, axis=1, dtype=jnp.int32)
         q, lists = self.query(x), (self.key, self.value, self.beta, self.decay)

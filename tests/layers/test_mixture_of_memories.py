@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import MixtureOfMemories, collecting, create_mixer
+from layers import MixtureOfMemories, assign, collecting, create_mixer, flatten
 from layers.module import AuxLoss
 from layers.norm import GatedRMSNorm
+from tests.compilation import program
+from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
 
 FEATURES, HEADS, MEMORIES, CHOSEN = 8, 2, 3, 2
@@ -89,6 +91,21 @@ def test_each_memory_by_itself(length: int, shared: bool) -> None:
 def _with_gradients(form: Any, state: nnx.State, x: jax.Array) -> list[jax.Array]:
     y, pull = jax.vjp(form, state, x)
     return [y, *jax.tree.leaves(pull(jnp.cos(y)))]
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e4])
+def test_scores_that_round_to_equal_numbers_keep_their_order(size: float) -> None:
+    """Those of small logits are all 1 / memories in float32, those of large ones 0, but for the largest."""
+    narrow = make(jnp.float32)
+    narrow.router.kernel[...] = size * narrow.router.kernel[...]
+    x = np.random.default_rng(0).standard_normal((13, FEATURES)).astype(np.float32)
+    got = program(narrow)(x[None])[0]
+    with jax.enable_x64():
+        wide = make()
+        assign(wide, {name: np.asarray(a[...], np.float64) for name, a in flatten(narrow, nnx.Param).items()})
+        chosen = np.argsort(-np.asarray(x.astype(np.float64) @ wide.router.kernel[...]), axis=1)[:, :CHOSEN]
+        want = by_definition(wide, jnp.asarray(x, jnp.float64), chosen)
+    assert relative(got, want) < 1e-4
 
 
 def test_the_loss_of_equal_use_is_the_number_chosen() -> None:
