@@ -9,6 +9,11 @@ positive random features of the softmax kernel, applied to unit-norm queries and
 variance is too large to train from scratch, which is the paper's second point. Beyond the ends of its table b is
 constant.
 
+Exponential features of long queries and keys underflow. As in :mod:`layers.attention.linear` they are divided by the
+largest values among the keys, per feature, and by the largest value of each query, which changes no weight. Because of
+the transforms these are the largest of the row, or of all that a call of ``extend`` sees; epsilon is relative to those
+that the token itself sees.
+
 The rounding errors of the transforms are relative to the largest sum of a row: a token whose weights sum to a
 thousandth of that, as may happen to the first tokens if b varies strongly, is a thousand times less accurate.
 """
@@ -22,12 +27,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from layers.attention.cache import TokenCache
-from layers.attention.linear import over_weights, with_ones
+from layers.attention.linear import largest_of_document, over_weights, with_ones
 from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.broadcast import widened
-from layers.feature_maps import FeatureMapSpec, create_feature_map
+from layers.feature_maps import ExponentialFeatures, FeatureMapSpec, create_feature_map, queries_over_largest
 from layers.initializers import zeros
-from layers.mixer import register_mixer, without_padding
+from layers.linear_attention.memory import WeightedState, exponential_weights
+from layers.mixer import register_mixer
 from layers.module import parameter
 from layers.norm import create_norm
 from layers.tokens import Continuation, Tokens
@@ -39,7 +45,7 @@ class FeatureCache(TokenCache):
     """Features of the keys, and the values, of the tokens read so far in each row's current document.
 
     Attributes:
-      key: (batch, capacity, heads, features of phi), phi(k), at least float32.
+      key: (batch, capacity, heads, features of phi), phi(k), or its logarithm if phi is exponential, at least float32.
       value: (batch, capacity, heads, head_dim).
     """
 
@@ -82,7 +88,7 @@ class KernelizedAttention(ProjectedAttention):
           length: the norm to which queries and keys are scaled before the softmax kernel exp(q . k); None leaves them
             unchanged, with the kernel exp(q . k / sqrt(head_dim)).
           reach: number of offsets on each side, 0 included, with their own parameter.
-          epsilon: added to the sum of the weights.
+          epsilon: added to the sum of the weights, of exponential features relative to the largest that a token sees.
           head_dim, options: as in :class:`ProjectedAttention`.
 
         Raises:
@@ -93,6 +99,7 @@ class KernelizedAttention(ProjectedAttention):
         super().__init__(features, head_dim=head_dim, **options)
         self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.bias = parameter(zeros, (self.num_heads, reach if causal else 2 * reach - 1), options)
+        self.exponential = isinstance(self.feature_map, ExponentialFeatures)
         self.unit = None if length is None else create_norm("unit", self.head_dim, rngs=options["rngs"])
         # Undoes the random features' own division of queries and keys by head_dim**0.25.
         self.length = None if length is None else length * self.head_dim**0.25
@@ -103,14 +110,15 @@ class KernelizedAttention(ProjectedAttention):
         return 1.0
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        heads = None if tokens.mask is None else tokens.mask[..., None]
-        asks, gives, values = self.phi(q), without_padding(self.phi(k), heads), with_ones(v)
+        real = jnp.ones(k.shape[:2], bool) if tokens.mask is None else tokens.mask
+        found, values = self._kept(k), with_ones(v)
+        asks, gives, epsilon = self._features(q, found, real, self._seen(found, tokens, None))
         if tokens.segment_ids is not None:
             ids = tokens.segment_ids
             sums = self._direct(asks, gives, values, query_segments=ids, key_segments=ids)
         else:
             sums = self._by_transforms(asks, gives, values)
-        return over_weights(sums, self.epsilon).astype(v.dtype)
+        return over_weights(sums, epsilon).astype(v.dtype)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> FeatureCache:
         """A cache of ``max_length`` tokens.
@@ -123,7 +131,7 @@ class KernelizedAttention(ProjectedAttention):
         if max_length is None:
             raise ValueError("a cache of kernelized attention needs max_length: how many tokens it must hold")
         shape, wide = (batch_size, max_length, self.num_heads), jnp.promote_types(dtype, jnp.float32)
-        features = jax.eval_shape(self.phi, jax.ShapeDtypeStruct((1, self.head_dim), jnp.float32)).shape[-1]
+        features = jax.eval_shape(self._kept, jax.ShapeDtypeStruct((1, self.head_dim), jnp.float32)).shape[-1]
         key, value = jnp.zeros((*shape, features), wide), jnp.zeros((*shape, self.head_dim), dtype)
         return FeatureCache(**FeatureCache.nothing(*shape[:2]), key=key, value=value)
 
@@ -137,16 +145,54 @@ class KernelizedAttention(ProjectedAttention):
         state: FeatureCache,
         after: Continuation,
     ) -> tuple[jax.Array, FeatureCache]:
-        written, seen, (of_queries, of_keys) = state.read({"key": self.phi(k), "value": v}, tokens, after)
+        found, filled = self._kept(k), (state.positions >= 0)[..., None, None]
+        before = WeightedState((), state.key, state.segment, jnp.where(filled, state.key, -jnp.inf).max(1))
+        largest = self._seen(found, tokens, before)
+        written, seen, (of_queries, of_keys) = state.read({"key": found, "value": v}, tokens, after)
+        asks, gives, epsilon = self._features(q, seen.key, seen.positions >= 0, largest)
         places = {"query_positions": after.positions, "key_positions": seen.positions}
         segments = {"query_segments": of_queries, "key_segments": of_keys}
-        sums = self._direct(self.phi(q), seen.key, with_ones(seen.value), **places, **segments)
-        return over_weights(sums, self.epsilon).astype(v.dtype), written
+        sums = self._direct(asks, gives, with_ones(seen.value), **places, **segments)
+        return over_weights(sums, epsilon).astype(v.dtype), written
 
-    def phi(self, heads: jax.Array) -> jax.Array:
-        """phi of (..., head_dim), at least float32."""
-        heads = heads.astype(jnp.promote_types(heads.dtype, jnp.float32))
-        return self.feature_map(heads if self.unit is None else self.unit(heads) * self.length)
+    def _kept(self, heads: jax.Array) -> jax.Array:
+        """phi of (..., head_dim), or its logarithm if it is exponential, at least float32."""
+        heads = widened(heads)
+        heads = heads if self.unit is None else self.unit(heads) * self.length
+        return self.feature_map.logs(heads) if self.exponential else self.feature_map(heads)
+
+    def _seen(self, logs: jax.Array, tokens: Tokens, before: WeightedState | None) -> jax.Array:
+        """The largest logarithms among the keys that a token sees, broadcastable to ``logs`` (batch, length, heads,
+        features), without a gradient, if features are exponential.
+        """
+        logs = jax.lax.stop_gradient(logs)
+        if not self.exponential:
+            return logs
+        return (
+            exponential_weights(logs, None, -jnp.inf, tokens, before)[2]
+            if self.causal
+            else largest_of_document(logs, tokens)
+        )
+
+    def _features(
+        self, q: jax.Array, kept: jax.Array, real: jax.Array, seen: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
+        """phi of queries and keys, up to factors that change no weight, and what is added to the sum of the weights.
+
+        Args:
+          q: (batch, new, heads, head_dim).
+          kept: :meth:`_kept` of the keys, (batch, length, heads, features).
+          real: bool (batch, length), False where there is no key: its features are 0.
+          seen: :meth:`_seen` of the queries' tokens.
+        """
+        asks, real = self._kept(q), real[..., None, None]
+        if not self.exponential:
+            return asks, jnp.where(real, kept, 0), self.epsilon
+        largest = jax.lax.stop_gradient(jnp.where(real, kept, -jnp.inf).max(1, keepdims=True))
+        own, all_of_it = (jax.lax.stop_gradient(asks + a).max(-1, keepdims=True) for a in (seen, largest))
+        gives = jnp.where(real, jnp.exp(jnp.where(real, kept - largest, 0)), 0)
+        share = jnp.exp(own - jnp.where(jnp.isneginf(all_of_it), 0, all_of_it))
+        return queries_over_largest(asks, largest), gives, self.epsilon * share
 
     def _factors(self) -> jax.Array:
         """e^b divided by its maximum per head: float32 (heads, offsets)."""

@@ -61,9 +61,10 @@ def with_ones(v: jax.Array) -> jax.Array:
     return jnp.concatenate([wide, jnp.ones_like(wide[..., :1])], -1)
 
 
-def over_weights(sums: jax.Array, epsilon: float) -> jax.Array:
-    """The weighted mean, given the weighted sums of :func:`with_ones`."""
-    return sums[..., :-1] / (sums[..., -1:] + epsilon)
+def over_weights(sums: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """The weighted mean, given the weighted sums of :func:`with_ones`; 0 where the weights and ``epsilon`` are 0."""
+    total = sums[..., -1:] + epsilon
+    return sums[..., :-1] / jnp.where(total == 0, 1, total)
 
 
 @register_mixer("linear_attention")

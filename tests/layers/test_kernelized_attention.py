@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 from flax import nnx
 
 import layers
-from layers import KernelizedAttention, flatten
-from tests.layers.mixer_cases import relative
+from layers import KernelizedAttention, Tokens, flatten
+from tests.compilation import program
+from tests.layers.mixer_cases import WIDE, relative
 
 FEATURES, HEADS, LENGTH = 12, 2, 37
 WIDTH = FEATURES // HEADS
@@ -70,6 +73,28 @@ def test_the_equation(causal: bool, reach: int, length: float | None) -> None:
     assert abs(found / slope - 1) < 1e-3
 
 
+@pytest.mark.parametrize(("causal", "form"), [(False, "transforms"), (True, "pairs"), (True, "pieces")])
+def test_features_of_long_queries_and_keys(causal: bool, form: str) -> None:
+    """They underflow, and only their ratios count."""
+    options: dict[str, Any] = {"num_heads": HEADS, "reach": 4, "length": None, "kernel_init": WIDE}
+    mixer = KernelizedAttention(FEATURES, causal=causal, **options, rngs=nnx.Rngs(0))
+    x = 10 * X
+    weights = {name: np.asarray(a, np.float64) for name, a in flatten(mixer).items()}
+    q, k = (np.linalg.norm((x[0] @ weights[f"{name}.kernel"]).reshape(-1, WIDTH), axis=-1) for name in ("query", "key"))
+    assert max(q) > 15
+    assert max(k) > 15
+    want = expected(x[0].astype(np.float64), weights, mixer, None)[0]
+    if form == "pieces":
+        got, state = [], mixer.init_state(1, LENGTH)
+        for start, stop in ((0, 1), (1, 20), (20, LENGTH)):
+            y, state = program(mixer, "extend")(x[:, start:stop], state)
+            got.append(y[0])
+        assert relative(np.concatenate(got), want) < 2e-5
+    else:
+        ids = Tokens(segment_ids=np.zeros((1, LENGTH), np.int32)) if form == "pairs" else None
+        assert relative(program(mixer)(x, ids)[0], want) < 2e-5
+
+
 def test_many_features_approach_softmax_attention() -> None:
     """Of queries and keys of norm 1, with b added to the logits."""
     mixer = KernelizedAttention(
@@ -80,7 +105,8 @@ def test_many_features_approach_softmax_attention() -> None:
         rngs=nnx.Rngs(0),
     )
     q, k, v = (jnp.asarray(RNG.standard_normal((1, 5, 1, FEATURES)), jnp.float32) for _ in range(3))
-    got = mixer._direct(mixer.phi(q), mixer.phi(k), jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1))
+    asks, gives = (jnp.exp(mixer._kept(a)) for a in (q, k))
+    got = mixer._direct(asks, gives, jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1))
     unit = [np.asarray(a[0, :, 0], np.float64) for a in (q, k)]
     a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in unit)
     weights = np.exp(a @ b.T)
