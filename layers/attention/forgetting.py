@@ -6,9 +6,9 @@ arXiv:2503.02130).
 with a gate f for each head. The sum is the difference of two cumulative sums: one at the query, which does not change
 its softmax, and one at the key, which is added to the key's logits.
 
-The sums are pairs of float32 numbers (:mod:`primitives.sums`), and the op subtracts the largest of a block of keys
-before it rounds them, so that a weight has the rounding error of the sum between key and query, not of that over the
-whole row. In 16 bits, kernels round the sums to float32. A state counts its sums back from its last token.
+The sums are pairs of float32 numbers (:mod:`primitives.sums`), and the op subtracts that at the query before it rounds
+them, so that a weight has the rounding error of the sum between key and query, not of that over the whole row. In 16
+bits, kernels round the sums to float32. A state counts its sums back from its last token.
 """
 
 from __future__ import annotations

@@ -220,8 +220,9 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     if arrays["bias"] is not None:
         bias = arrays["bias"].astype(wide)
         if arrays["bias_rest"] is not None:
-            base = _base(bias, allowed)
-            bias = (bias - base[..., None]) + arrays["bias_rest"].astype(wide)
+            # The keys of large weight then have a small bias, which keeps the digits of the rest.
+            top = largest(bias, allowed)
+            bias, base = (bias - top) + arrays["bias_rest"].astype(wide), top[..., 0]
         logits = logits + bias
     if arrays["relative_bias"] is not None:
         logits = logits + _by_offset(options, arrays, "relative_bias", q_start, k_start)
@@ -250,16 +251,6 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide) / total[..., None]
     lse = shift + jnp.log(total)
     return out.astype(q.dtype), jnp.where(empty, -jnp.inf, lse if base is None else lse + base)
-
-
-def _base(bias: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """What is subtracted from a block's bias, so that it is small, and keeps the digits of its rest, for the keys of
-    large weight: the maximum over the keys of each query or, where all queries have one bias, over the keys that any of
-    them attends to: (batch, kv, rep, q or 1).
-    """
-    if allowed is not None and bias.shape[3] == 1:
-        allowed = allowed.any(3, keepdims=True)
-    return largest(bias, allowed)[..., 0]
 
 
 def _indexed(arrays: Arrays) -> bool:
