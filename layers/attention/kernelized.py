@@ -159,7 +159,8 @@ class KernelizedAttention(ProjectedAttention):
         """phi of (..., head_dim), or its logarithm if it is exponential, at least float32."""
         heads = widened(heads)
         heads = heads if self.unit is None else self.unit(heads) * self.length
-        return self.feature_map.logs(heads) if self.exponential else self.feature_map(heads)
+        phi = self.feature_map
+        return phi.logs(heads) if isinstance(phi, ExponentialFeatures) else phi(heads)
 
     def _seen(self, logs: jax.Array, tokens: Tokens, before: WeightedState | None) -> jax.Array:
         """The largest logarithms among the keys that a token sees, broadcastable to ``logs`` (batch, length, heads,

@@ -84,8 +84,8 @@ def attention(
         (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
-      bias_rest: of bias's shape, what its dtype could not hold of a large bias; the sum of both is added. The softmax
-        depends on differences of logits only, so that the largest bias of a query's keys is subtracted before the sum is
+      bias_rest: of bias's shape, what its dtype could not hold of a large bias; the sum of both is added. A softmax
+        depends on differences of logits only, so the largest bias of a query's keys is subtracted before the sum is
         rounded. Implementations in 16 bits add the rounded sum. Differentiable.
       mask: bool, True = attend; broadcastable to the same shape. Dimensions of size 1 are not expanded. Or a Python
         function of positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
