@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -293,9 +293,12 @@ def startup(report: Report) -> str:
         return f"{found['cpu']:.2f} ({found['wall']:.2f})" if found else ""
 
     sides = ("ours", "baseline", "peer")
-    stages, loaded = [], []
+    stages, loaded, alone = [], [], {}
     for name, row in report["rows"].items():
         found = [row.get(side, {}) for side in sides]
+        if not any(found[1:]) and "create" in found[0]:
+            alone[name] = found[0]
+            continue
         for stage in dict.fromkeys(stage for each in found for stage, value in each.items() if isinstance(value, dict)):
             cells = [cell(each.get(stage)) for each in found]
             if name == "loading":
@@ -317,7 +320,33 @@ def startup(report: Report) -> str:
     if loaded:
         head = ["a file of ViT-B", "ours", "before", "peak over its parameters", "before"]
         parts.append(f"Peak is the memory in addition to what the process held before.\n\n{table(head, loaded)}")
+    if alone:
+        parts.append(_of_families(alone, report["rows"].get("maxvit_tiny", {}).get("ours", {})))
     return "\n".join(parts)
+
+
+MOST_TO_COMPILE = 1.5
+"""How many times as long as MaxViT-T's a training step may take to trace and compile."""
+
+
+def _of_families(rows: Mapping[str, Report], maxvit: Report) -> str:
+    """The table of models that are measured alone, one of a family."""
+
+    def until_compiled(row: Report) -> float | None:
+        return row["trace"]["cpu"] + row["compile"]["cpu"] if "compile" in row else None
+
+    whole, cells = until_compiled(maxvit), []
+    for name, row in rows.items():
+        own = until_compiled(row)
+        ratio = own / whole if own and whole else None
+        missed = "missed" if ratio is not None and ratio > MOST_TO_COMPILE else ""
+        seconds = (row.get(stage, {}).get("cpu") for stage in ("create", "trace", "compile", "step"))
+        cells.append([name, *map(_number, seconds), _number(ratio), row.get("stopped", missed)])
+    text = (
+        "One model of other families, alone: CPU seconds, and those of tracing and compiling over MaxViT-T's, which "
+        f"should be at most {MOST_TO_COMPILE:g}."
+    )
+    return f"{text}\n\n{table(['model', 'create', 'trace', 'compile', 'step', 'over MaxViT-T', ''], cells)}"
 
 
 def second_run(report: Report) -> str:
