@@ -1,6 +1,6 @@
 #!/bin/sh
 # torch 2.13.0 (CPU): TransformerEncoderLayer and TransformerEncoder with a float mask of finite numbers, such as the biases by
-# distance of ALiBi or of relative positions. Expected: "the mask values will be added to the attention weight", in training and
+# distance of ALiBi or of relative positions. Expected: they are added to the logits of the attention, in training and
 # in evaluation, as MultiheadAttention and scaled_dot_product_attention do. Seen: so with gradients recorded; in eval mode
 # without gradients every number that is not 0 hides its key, and with biases by distance a token sees itself alone. Masks of 0
 # and -inf are the same in both. No error, no warning. A model is trained with its biases and evaluated without them;
