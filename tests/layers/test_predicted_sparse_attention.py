@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,6 +11,7 @@ from flax import nnx
 import layers
 from layers import AuxLoss, Tokens, collecting
 from layers.initializers import truncated_normal
+from layers.sparse.predicted import _largest
 from tests.layers.mixer_cases import relative
 
 
@@ -63,3 +65,20 @@ def test_all_connections_are_dense_attention() -> None:
 def test_other_shares_are_refused(keep: float) -> None:
     with pytest.raises(ValueError, match="keep is a fraction of the tokens, above 0 and at most 1"):
         make(keep=keep)
+
+
+@pytest.mark.parametrize("kind", ["different", "ties", "infinite", "zeros of both signs"])
+def test_the_largest_entries_are_those_of_a_stable_sort(kind: str) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, 17)).astype(np.float32)
+    if kind == "ties":
+        x = np.round(x)
+    elif kind == "infinite":
+        x[..., ::2] = -np.inf
+        x[..., 1] = np.inf
+    elif kind == "zeros of both signs":
+        x = np.where(x > 0, np.float32(0.0), np.float32(-0.0))
+    for count in (1, 4, 17):
+        first = np.argsort(-x, axis=-1, kind="stable")[..., :count]
+        expected = np.zeros(x.shape, bool)
+        np.put_along_axis(expected, first, True, axis=-1)
+        np.testing.assert_array_equal(_largest(jnp.asarray(x), count), expected)
