@@ -25,6 +25,10 @@ transformers = pytest.importorskip("transformers", reason="the reference impleme
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
+ROUNDED = {"xlstm": 2e-5}
+"""Models whose gradient transformers rounds by more than that: xLSTM's is 1.3e-5 from its own in float64, where products
+are summed in other orders on other processors.
+"""
 VOCABULARY, DEPTH, LENGTH = 61, 2, 19
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, LENGTH))
 OURS: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": DEPTH, "num_heads": 4}
@@ -124,7 +128,8 @@ def test_logits_features_and_gradients(
         logits = model(jnp.asarray(TOKENS))
         return jnp.sin(logits).sum(), (logits, model.features(jnp.asarray(TOKENS), range(DEPTH), norm=True))
 
-    if request.node.callspec.params["pair"] in GRADIENTS:
+    case = request.node.callspec.params["pair"]
+    if case in GRADIENTS:
         torch.sin(out.logits).sum().backward()
         gradients, (logits, features) = nnx.jit(nnx.grad(loss, has_aux=True))(ours)
         carrier = nnx.clone(ours)
@@ -139,7 +144,8 @@ def test_logits_features_and_gradients(
         assert named.keys() == by_name.keys()
         scale = max(float(np.abs(gradient).max()) for gradient in named.values())
         far = {name: np.abs(by_name[name] - gradient).max() / scale for name, gradient in named.items()}
-        assert {name: difference for name, difference in far.items() if difference > TOLERANCE} == {}
+        bound = ROUNDED.get(case, TOLERANCE)
+        assert {name: difference for name, difference in far.items() if difference > bound} == {}
     else:
         _, (logits, features) = nnx.jit(loss)(ours)
     # The last of theirs is normed, the others are not.
