@@ -26,8 +26,8 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
 ROUNDED = {"xlstm": 2e-5}
-"""Models whose gradient transformers rounds by more than that: xLSTM's is 1.3e-5 from its own in float64, where products
-are summed in other orders on other processors.
+"""Models whose gradient transformers rounds by more than that. Its gradient of xLSTM is 1.3e-5 from its own in float64;
+how far depends on the processor, which decides the order of sums.
 """
 VOCABULARY, DEPTH, LENGTH = 61, 2, 19
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, LENGTH))
