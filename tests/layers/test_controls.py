@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -110,3 +113,21 @@ def test_mamba_without_a_state_is_a_gated_convolution() -> None:
 
     want = (silu(u) * wide["D"] * silu(z)) @ wide["out_proj.kernel"]
     assert relative(program(mixer)(x), want) < 1e-5
+
+
+def test_a_single_row_is_written_in_place() -> None:
+    """The compiled loop of steps has no copy of the cache, for which a batch of one needs care."""
+    mixer = layers.MultiHeadAttention(16, num_heads=4, causal=True, rngs=nnx.Rngs(0))
+    graphdef, weights = nnx.split(mixer)
+
+    def steps(weights: Any, x: jax.Array, state: Any) -> Any:
+        def step(carry: Any) -> Any:
+            count, x, state = carry
+            return count + 1, *nnx.merge(graphdef, weights).extend(x, state)
+
+        return jax.lax.while_loop(lambda carry: carry[0] < 8, step, (0, x, state))
+
+    for batch in (1, 2):
+        given = weights, jnp.ones((batch, 1, 16)), mixer.init_state(batch, 64)
+        text = jax.jit(steps, donate_argnums=2).lower(*given).compile().as_text()
+        assert not re.findall(rf"= f32\[{batch},4,64,4\]\S* copy\(", text)
