@@ -85,7 +85,6 @@ class Step:
         import numpy as np
         from flax import nnx
 
-        from layers.module import Statistic
         from layers.state import flatten
         from training import optimizer as optimizers
         from training.step import Skeleton, make_step
@@ -93,7 +92,8 @@ class Step:
 
         model = create_abstract(entry.name)
         for _, variable in nnx.iter_graph(model):
-            if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.Param | Statistic | nnx.RngState):
+            kept = nnx.Param | nnx.BatchStat | nnx.RngState
+            if isinstance(variable, nnx.Variable) and not isinstance(variable, kept):
                 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable.get_value())
                 variable.set_value(zeros)  # constants, which are part of the program
         params = flatten(model, nnx.Param)
@@ -102,7 +102,7 @@ class Step:
         self.example = example(entry, model)
         self.state = {
             "params": params,
-            "statistics": flatten(model, Statistic),
+            "statistics": flatten(model, nnx.BatchStat),
             "ema": {},
             "optimizer": jax.eval_shape(optimizer.transformation(0.0).init, trained),
             "step": jax.ShapeDtypeStruct((), jnp.int32),

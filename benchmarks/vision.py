@@ -99,14 +99,14 @@ class Ours:
 
     def __init__(self, name: str, path: str, size: int):
         import jax.numpy as jnp
-        from flax import nnx
 
         import zoo
+        from layers import Dropout
 
         self.again: dict[str, Callable[[int], float]] = {}
         self.model: Any = zoo.create(name, weights=path, drop_path=0.0)
         for _, module in self.model.iter_modules():
-            if isinstance(module, nnx.Dropout):
+            if isinstance(module, Dropout):
                 module.rate = 0.0
         self.images, self.labels = map(jnp.asarray, batch_of(name, size))
 

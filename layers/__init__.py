@@ -53,7 +53,7 @@ from layers.delta.kimi_delta_attention import KimiDeltaAttention
 from layers.delta.mixture_of_memories import MixtureOfMemories
 from layers.delta.rwkv7 import RWKV7
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
-from layers.drop import DropPath, LayerScale
+from layers.drop import Dropout, DropPath, LayerScale
 from layers.experts import MixtureOfExperts
 from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
@@ -176,6 +176,7 @@ __all__ = [
     "DirectionGatedLinearAttention",
     "DiverseAttention",
     "DropPath",
+    "Dropout",
     "Embed",
     "ExtraTokens",
     "FeedForwardMixing",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.depthwise import DepthwiseConv
-from layers.drop import LayerScale
+from layers.drop import Dropout, LayerScale
 from layers.initializers import ones, truncated_normal, variance_scaling
 from layers.linear import Linear
 from layers.mixer import Mixer
@@ -68,7 +68,7 @@ class ChannelProcessing(Mixer):
         self.batch_norm = BatchNorm(hidden, **common)
         self.inside = LayerScale(hidden, 1.0, param_dtype=param_dtype, rngs=rngs)
         self.norm = create_norm("layer", features, epsilon=1e-6, **common)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:

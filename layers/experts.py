@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.drop import Dropout
 from layers.initializers import truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding
@@ -221,7 +222,7 @@ class MixtureOfExperts(Mixer):
         self.experts = Experts(num_experts, features, hidden, **options)
         options = {"activation": activation, "dtype": dtype, **common}
         self.shared = GatedMLP(features, shared * hidden, **options) if shared else None
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:

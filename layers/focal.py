@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.depthwise import DepthwiseConv
+from layers.drop import Dropout
 from layers.initializers import lecun_normal, variance_scaling
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer, without_padding
@@ -86,7 +87,7 @@ class FocalModulation(Mixer):
         )
         self.norm = create_norm("layer", features, epsilon=1e-5, **common) if inner_norm else None
         self.out = Linear(features, features, kernel_init=kernel_init, **common)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
         self.normalize = normalize
 
     @property

@@ -11,25 +11,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.depthwise import DepthwiseConv
+from layers.drop import Dropout
 from layers.initializers import truncated_normal, variance_scaling, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
 from layers.norm import GlobalResponseNorm, Norm, create_norm
 from layers.tokens import Tokens
-from primitives.exponential import gated, normal_cdf, silu
+from primitives.exponential import activation, normal_cdf, normal_density, silu, value_and_gate
 
 
-def gelu(x: jax.Array) -> jax.Array:
+@activation
+def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The exact GELU, x Phi(x), of most released vision models (``jax.nn.gelu`` defaults to the tanh form)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * normal_cdf(wide)).astype(x.dtype)
+    below, density = normal_cdf(wide), normal_density(wide)
+    return (wide * below).astype(x.dtype), below + wide * density
 
 
-def gelu_tanh(x: jax.Array) -> jax.Array:
+@activation
+def gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The tanh approximation of GELU, used by TensorFlow models and big_vision."""
     # (1 + tanh(y)) / 2 is sigmoid(2 y).
-    return gated(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
+    value, opened = value_and_gate(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
+    # Beyond 16, where the gate is 0 or 1, the square would overflow.
+    inside = jnp.square(jnp.clip(x, -16, 16))
+    return value, opened + value * (1 - opened) * (math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * inside))
 
 
 def unchanged(x: jax.Array) -> jax.Array:
@@ -86,7 +93,7 @@ class MLP(Module):
         )
         self.down = Linear(hidden, features, **common)
         self.activation = activation
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x`` (..., features) to the same shape."""
@@ -141,7 +148,7 @@ class GatedMLP(Module):
         self.norm = create_norm(norm, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
         self.down = Linear(hidden, features, **common)
         self.activation = activation
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x`` (..., features) to the same shape."""
@@ -190,7 +197,7 @@ class ConvMLP(Mixer):
         self.response = GlobalResponseNorm(hidden, **common) if response else None
         self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
         self.activation, self.first_activation, self.residual = activation, first_activation, residual
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:
@@ -242,7 +249,7 @@ class GatedConvMLP(Mixer):
         self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
         self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
         self.activation = activation
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:

@@ -23,8 +23,16 @@ from typing import Any, ClassVar, Required, TypedDict
 import jax.numpy as jnp
 from flax import nnx
 
-Statistic = nnx.BatchStat
-"""The type of variables that training updates without gradients: batch statistics, routing centroids."""
+
+class Statistic(nnx.BatchStat):
+    """A variable that training updates without gradients: batch statistics, routing centroids. The loop keeps those of
+    other modules too, every ``nnx.BatchStat``.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # For `variable[...] = value`, Flax asks both arrays for their sharding. While a program is traced, JAX answers
+        # with an error, and for its message searches all of the program traced so far.
+        self.set_value(value) if key is ... else super().__setitem__(key, value)
 
 
 class LayerOptions(TypedDict, total=False):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.combinators import reverse
+from layers.drop import next_key
 from layers.initializers import constant
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer, without_padding
@@ -107,7 +108,7 @@ class MultiPath(Mixer):
 
     def _shuffled(self, batch: int, length: int, mask: jax.Array | None) -> jax.Array:
         """The shuffled order (batch, length), in which padding stays last."""
-        numbers = random_numbers(jax.random.key(self.seed[...]) if self.deterministic else self.rngs(), length)
+        numbers = random_numbers(jax.random.key(self.seed[...]) if self.deterministic else next_key(self.rngs), length)
         numbers = jnp.broadcast_to(numbers, (batch, length))
         return jnp.argsort(numbers if mask is None else jnp.where(mask, numbers, jnp.inf), axis=1)
 

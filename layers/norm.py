@@ -13,7 +13,7 @@ from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from layers.broadcast import widened
 from layers.initializers import InitializerSpec, create_initializer, ones, zeros
-from layers.module import Module
+from layers.module import Module, Statistic
 from primitives.exponential import silu
 
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
@@ -46,7 +46,7 @@ class BatchNorm(nnx.BatchNorm):
         common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
         super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
-        self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
+        self.mean, self.var = Statistic(zeros(None, shape)), Statistic(ones(None, shape))
         if self.scale is not None:
             self.scale = nnx.Param(create_initializer(scale_init)(None, shape, param_dtype))
         if self.bias is not None:

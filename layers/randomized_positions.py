@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layers.drop import next_key
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer
 from layers.module import Module
 from layers.tokens import Tokens, continued
@@ -67,7 +68,7 @@ class RandomizedPlaces(Module):
           ValueError: more tokens than ``max_length`` or ``longest``.
         """
         self.check(length)
-        drawn = None if self.rngs is None or self.deterministic else self.rngs()
+        drawn = None if self.rngs is None or self.deterministic else next_key(self.rngs)
         if self.longest is None:
             key = jax.random.key(self.seed or 0) if drawn is None else drawn
             order = jax.random.permutation(key, self.max_length).astype(jnp.int32)

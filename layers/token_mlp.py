@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.broadcast import broadcast
+from layers.drop import Dropout
 from layers.initializers import InitializerSpec, create_initializer, normal, ones, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer, without_padding
@@ -131,7 +132,7 @@ class TokenMLP(Mixer):
             self.up = TokenLinear(grid, outputs=hidden, **common)
             self.down = TokenLinear(grid, inputs=hidden, **common)
         self.hidden, self.activation = hidden, activation
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout and hidden is not None else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout and hidden is not None else None
 
     @property
     def complexity(self) -> float:
@@ -194,7 +195,7 @@ class SpatialGating(Mixer):
         self.gate = TokenLinear(grid, kernel_init=gate_init, bias_init=ones, **common)
         self.down = Linear(hidden // 2, features, kernel_init=kernel_init, **common)
         self.activation = activation
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:

@@ -105,26 +105,67 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     return softplus(*primals), jax.nn.sigmoid(primals[0]) * tangents[0]
 
 
-@jax.custom_jvp
-def gated(x: jax.Array, gate: jax.Array) -> jax.Array:
-    """x sigmoid(gate): float32 on a CPU as the quotient x / (1 + e^-gate), which XLA computes once; a product would be
-    recomputed by each consumer.
+def value_and_gate(x: jax.Array, gate: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x sigmoid(gate) and sigmoid(gate): float32 on a CPU as quotients by 1 + e^-gate, which XLA computes once; a
+    product would be recomputed by each consumer.
     """
     if not _serves(gate):
-        return x * jax.nn.sigmoid(gate)
-    return x / (1 + exp2(-LOG2_E * gate))
+        opened = jax.nn.sigmoid(gate)
+        return x * opened, opened
+    divisor = 1 + exp2(-LOG2_E * gate)
+    return x / divisor, 1 / divisor
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of arrays, traced once for each of their shapes and each platform."""
+
+    @functools.partial(jax.jit, static_argnames="platform")
+    def run(*arrays: jax.Array, platform: str) -> Any:
+        del platform  # part of what a traced program is kept by
+        return function(*arrays)
+
+    return lambda *arrays: run(*arrays, platform=current_platform())
+
+
+_gated, _gated_and_gate = _traced(lambda x, gate: value_and_gate(x, gate)[0]), _traced(value_and_gate)
+
+
+@jax.custom_jvp
+def gated(x: jax.Array, gate: jax.Array) -> jax.Array:
+    """x sigmoid(gate), by :func:`value_and_gate`."""
+    return _gated(x, gate)
 
 
 @gated.defjvp
 def _gated_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-    (x, gate), (dx, dgate) = primals, tangents
-    value, open = gated(x, gate), gated(jnp.ones_like(gate), gate)
-    return value, open * dx + value * (1 - open) * dgate
+    value, opened = _gated_and_gate(*primals)
+    return value, opened * tangents[0] + value * (1 - opened) * tangents[1]
 
 
-def silu(x: jax.Array) -> jax.Array:
-    """x sigmoid(x), the same as ``jax.nn.silu``, by :func:`gated`."""
-    return gated(x, x)
+def activation(with_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[[jax.Array], jax.Array]:
+    """A function of each entry from one that also returns its derivative: a program is traced once for all layers of
+    one shape, and a backward pass reads one array for each.
+    """
+    value, both = _traced(lambda x: with_slope(x)[0]), _traced(with_slope)
+
+    @jax.custom_jvp
+    @functools.wraps(with_slope)
+    def function(x: jax.Array) -> jax.Array:
+        return value(x)
+
+    @function.defjvp
+    def derivative(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, Any]:
+        y, slope = both(*primals)
+        return y, (slope * tangents[0]).astype(y.dtype)
+
+    return function
+
+
+@activation
+def silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x sigmoid(x), the same as ``jax.nn.silu``, by :func:`value_and_gate`."""
+    value, opened = value_and_gate(x, x)
+    return value, opened + value * (1 - opened)
 
 
 @jax.custom_jvp
@@ -141,6 +182,9 @@ def normal_cdf(x: jax.Array) -> jax.Array:
 
 @normal_cdf.defjvp
 def _normal_cdf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, Any]:
-    (x,) = primals
-    density = math.sqrt(0.5 / math.pi) * exp2(-0.5 * LOG2_E * x * x)
-    return normal_cdf(x), density * tangents[0]
+    return normal_cdf(*primals), normal_density(*primals) * tangents[0]
+
+
+def normal_density(x: jax.Array) -> jax.Array:
+    """The density of the standard normal distribution."""
+    return math.sqrt(0.5 / math.pi) * exp2(-0.5 * LOG2_E * x * x)

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from layers.module import Statistic
 from layers.state import assign, flatten
 from tasks import DerivesFigures, Scores, Streams, Task
 from training import metrics, sharding, streaming
@@ -126,7 +125,7 @@ def record(config: ConfigDict, model: nnx.Module, task: Task, split: str | None 
     split = split or held_out(task)
     mesh = sharding.create_mesh(config.mesh)
     evaluate = Evaluator(Skeleton(model), task, mesh, config.batch_size, config.workers)
-    arrays = flatten(model, nnx.Param) | flatten(model, Statistic)
+    arrays = flatten(model, nnx.Param) | flatten(model, nnx.BatchStat)
     arrays = sharding.place(
         arrays,
         {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from layers.module import AuxLogits, AuxLoss, Module, Sown, Statistic, collecting
+from layers.module import AuxLogits, AuxLoss, Module, Sown, collecting
 from layers.state import assign, flatten
 from suggestions import unknown
 from tasks import KeepsRows, Task
@@ -40,7 +40,7 @@ class Skeleton:
     """
 
     def __init__(self, model: nnx.Module) -> None:
-        parts: tuple[Any, ...] = nnx.split(model, nnx.Any(nnx.Param, Statistic, nnx.RngState), ...)
+        parts: tuple[Any, ...] = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat, nnx.RngState), ...)
         self._graph, emptied, self._constants = parts
         self._emptied = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), emptied)
 
@@ -57,7 +57,7 @@ def initial_weights(model: nnx.Module, optimizer: Optimizer, ema: float) -> Stat
     """``params``, ``statistics`` and ``ema`` of the state before the first step; all except the average share the
     model's arrays.
     """
-    params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
+    params, statistics = flatten(model, nnx.Param), flatten(model, nnx.BatchStat)
     averaged = {**{name: params[name] for name in optimizer.trainable}, **statistics} if ema else {}
     return {
         "params": params,
@@ -181,7 +181,7 @@ def make_step(
                 value = value + factors[name] * term
             pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
             after = None if carry is None else reading.after
-            return value * scale, (flatten(model, Statistic), pairs, value * count, after)
+            return value * scale, (flatten(model, nnx.BatchStat), pairs, value * count, after)
 
         # The gradient of a mean stays in the range of float16 for any number of tokens. It is multiplied by their
         # count, so that microbatches with unequal counts add up correctly, only in float32.
@@ -264,7 +264,7 @@ def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
         return
     names = list(flatten(model, nnx.Param))
     for path, module in nnx.iter_modules(model):
-        if any(isinstance(value, Statistic) for value in vars(module).values()):
+        if any(isinstance(value, nnx.BatchStat) for value in vars(module).values()):
             prefix = "".join(f"{part}." for part in path)
             own = [name for name in names if name.startswith(prefix)]
             if own and all(name in frozen for name in own):

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.mixer import Mixer
-from layers.module import Statistic
 from layers.quantized import parameters_of
 from layers.rematerialization import NOTHING, POLICIES
 from layers.stack import Stack
@@ -216,7 +215,7 @@ def summary(
         name=name,
         input_shape=shape,
         parameters=parameters,
-        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(made, Statistic))),
+        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(made, nnx.BatchStat))),
         flops=total.flops,
         multiply_adds=total.matmul_flops // 2,
         choices=dict(collections.Counter(map(str, choices))),

@@ -22,6 +22,7 @@ from flax import nnx
 from layers.attention.multi_head import MultiHeadAttention
 from layers.attention.projected import HeadOptions
 from layers.broadcast import broadcast
+from layers.drop import Dropout
 from layers.initializers import constant, variance_scaling, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
@@ -78,7 +79,7 @@ class HeadMLP(Module):
         self.scale = parameter(constant(1.0), hidden)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = create_norm("simple_rms", hidden, epsilon=1e-6, **common)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x`` (batch, length, heads, width) to the same shape."""

@@ -22,6 +22,7 @@ from flax import nnx, struct
 
 from layers.attention.cache import TokenCache
 from layers.attention.projected import KERNEL_INIT
+from layers.drop import Dropout
 from layers.linear import Linear
 from layers.low_rank import LowRank
 from layers.mixer import Mixer, finite_padding, register_mixer
@@ -127,7 +128,7 @@ class MultiHeadLatentAttention(Mixer):
         self.latent_norm = create_norm("rms", self.latent_dim, **norm)
         self.key_value = Linear(self.latent_dim, num_heads * (self.head_dim + self.value_dim), use_bias=False, **linear)
         self.out = Linear(num_heads * self.value_dim, features, use_bias=use_bias, **linear)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
     def complexity(self) -> float:

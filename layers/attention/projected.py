@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.drop import Dropout
 from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding
@@ -140,7 +141,7 @@ class ProjectedAttention(Mixer):
         norm: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim, self.value_dim = num_heads, num_kv_heads, head_dim, value_dim
         self.rotary = Rotary.of(rotary)
 

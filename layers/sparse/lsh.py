@@ -26,10 +26,11 @@ from typing import Any, ClassVar, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import struct
 
 from layers.attention.cache import TokenCache
 from layers.attention.projected import HeadOptions, of_projections
+from layers.drop import Dropout
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer, without_padding
 from layers.tokens import Continuation, Tokens, continued
@@ -108,7 +109,7 @@ class LSHAttention(Mixer):
         self.value = Linear(features, heads * self.head_dim, use_bias=bias, **common)
         self.out = Linear(heads * self.head_dim, features, use_bias=options.get("out_bias") or bias, **common)
         dropout = options.get("dropout", 0.0)
-        self.dropout = nnx.Dropout(dropout, rngs=options["rngs"]) if dropout else None
+        self.dropout = Dropout(dropout, rngs=options["rngs"]) if dropout else None
         self.num_heads, self.causal, self.chunk, self.rounds = heads, causal, chunk, rounds
         self.buckets, self.wrap, self.seed = factors, wrap, seed
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from layers.drop import Dropout
 from layers.initializers import OnSphere, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
@@ -151,7 +152,7 @@ class RoutingAttention(Mixer):
         self.out = Linear(num_heads * head_dim, features, **common)
         self.relative = nnx.Param(normal(0.02)(rngs.params(), (relative, head_dim), param_dtype)) if relative else None
         self.centroids = Statistic(OnSphere()(rngs.params(), (num_heads, clusters, head_dim)))
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.head_dim, self.clusters, self.window = num_heads, head_dim, clusters, window
         self.causal, self.membership, self.decay = causal, membership, decay
         self.scale = head_dim**-0.5 if scale is None else scale

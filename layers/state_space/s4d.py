@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx, struct
 
 from layers import portable
+from layers.drop import Dropout
 from layers.initializers import Uniform, constant, normal
 from layers.linear import Linear
 from layers.mixer import register_mixer
@@ -199,7 +200,7 @@ class S4D(Recurrent):
             )
         )
         self.D = nnx.Param(normal(1.0)(rngs.params(), (features,), param_dtype))
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
         self.out = Linear(
             features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import MLP, Block, Branch, DropPath, LayerScale, MultiHeadAttention, Tokens
+from layers import MLP, Block, Branch, Dropout, DropPath, LayerScale, MultiHeadAttention, Tokens
 from layers.initializers import normal
 from layers.mixer import Mixer
 from tests.compilation import program
@@ -68,10 +68,21 @@ def test_drop_path_drops_examples_at_its_rate_and_keeps_the_mean() -> None:
     np.testing.assert_array_equal(drop(X), X)
 
 
+def test_dropout_drops_entries_at_its_rate_and_keeps_the_mean() -> None:
+    drop = Dropout(0.3, rngs=nnx.Rngs(0))
+    y = np.asarray(drop(jnp.ones((40, 50, 30))))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
+    assert np.mean(y == 0) == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / y.size))
+    assert not np.array_equal(drop(jnp.ones((40, 50, 30))), y)
+    drop.eval()
+    np.testing.assert_array_equal(drop(X), X)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_drop_path_refuses_other_rates(rate: float) -> None:
+@pytest.mark.parametrize("layer", [DropPath, Dropout])
+def test_what_drops_refuses_other_rates(layer: Any, rate: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
-        DropPath(rate, rngs=nnx.Rngs(0))
+        layer(rate, rngs=nnx.Rngs(0))
 
 
 def causal_attention(**options: object) -> MultiHeadAttention:

@@ -4,8 +4,6 @@ parameter.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from layers import BatchNorm, DropPath, LayerNorm, Linear, Module, Statistic
+from layers import BatchNorm, Dropout, DropPath, LayerNorm, Linear, Module, Statistic
 from layers.initializers import Draw, normal, zeros
 from layers.making import Unfinished, abstract, make
 from layers.state import assign, flatten
@@ -168,8 +166,7 @@ def test_a_parameter_has_one_name(share: str) -> None:
 def test_streams_that_modules_share_are_no_parameters() -> None:
     class Shared(Module):
         def __init__(self, rngs: nnx.Rngs):
-            stream: Any = rngs.dropout.fork()
-            self.a, self.b = nnx.Dropout(0.5, rngs=stream), nnx.Dropout(0.5, rngs=stream)
-            self.a.rngs = self.b.rngs = stream
+            self.a, self.b = Dropout(0.5, rngs=rngs), Dropout(0.5, rngs=rngs)
+            self.b.rngs = self.a.rngs
 
     make(lambda rngs: Shared(rngs), nnx.Rngs(0))

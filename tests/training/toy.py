@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from layers import Dropout
 from layers.module import AuxLoss, Module
 
 FEATURES, CLASSES = 6, 3
@@ -27,7 +28,7 @@ class ToyModel(Module):
         rngs = nnx.Rngs(seed)
         self.first = nnx.Linear(FEATURES, width, use_bias=not norm, rngs=rngs)  # the norm would take a bias away again
         self.norm = nnx.BatchNorm(width, rngs=rngs) if norm else None
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
         self.head = nnx.Linear(width, CLASSES, rngs=rngs)
         self.aux = aux
 

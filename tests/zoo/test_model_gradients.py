@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+import unittest.mock
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -63,11 +65,28 @@ def training_pass(family: str, form: tuple[str, ...], **sizes: Any) -> tuple[Any
     return jax.jit(step), params, rest
 
 
+MISSING = object()
+
+
+@contextlib.contextmanager
+def whole_values_assigned() -> Iterator[None]:
+    """Fails where a traced pass assigns ``variable[...] = value`` as Flax does: see :class:`layers.Statistic`."""
+    set_value = nnx.Variable.set_value
+
+    def checked(self: Any, value: Any, *, index: Any = MISSING) -> None:
+        assert index is not ..., f"{self.type.__name__}[...] is assigned: use set_value(), or layers.Statistic"
+        set_value(self, value) if index is MISSING else set_value(self, value, index=index)
+
+    with unittest.mock.patch.object(nnx.Variable, "set_value", checked):
+        yield
+
+
 @functools.cache
 def training_step(family: str, form: tuple[str, ...], **sizes: Any) -> tuple[Any, ...]:
     """Outputs of two training passes with dropout, the gradient, and the statistics afterwards."""
     step, params, rest = training_pass(family, form, **sizes)
-    gradient, (y, rest) = step(params, rest)
+    with whole_values_assigned():
+        gradient, (y, rest) = step(params, rest)
     _, (again, rest) = step(params, rest)
     return y, again, flatten_state(gradient), flatten_state(nnx.filter_state(rest, Statistic))
 

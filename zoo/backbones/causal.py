@@ -19,6 +19,7 @@ from flax import nnx, struct
 from layers.attention.multi_head import soft_cap
 from layers.block import Order
 from layers.broadcast import broadcast, lookup
+from layers.drop import Dropout
 from layers.experts import MixtureOfExperts
 from layers.initializers import normal
 from layers.linear import Embed, Linear
@@ -163,7 +164,7 @@ class Causal(Model):
         self.places = drawn_places(c, rngs, longest=c.randomized)
         norm = {"epsilon": c.norm_epsilon, **common}
         self.embedding_norm = create_norm(c.norm, c.features, **norm) if c.embedding_norm else None
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = None if c.norm_order == "post" else create_norm(c.norm, c.features, **norm)
         self.head = (

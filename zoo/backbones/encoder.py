@@ -21,6 +21,7 @@ from flax import nnx
 from layers.block import Order
 from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
+from layers.drop import Dropout
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, finite_padding
@@ -192,7 +193,7 @@ class Encoder(Classifier):
         )
         projected = c.embedding_features is not None
         self.projection = Linear(width, c.features, kernel_init=truncated_normal(0.02), **common) if projected else None
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = (
             create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None

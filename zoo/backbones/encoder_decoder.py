@@ -23,6 +23,7 @@ from layers.attention.relative import Relative
 from layers.block import Branch, Order
 from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
+from layers.drop import Dropout
 from layers.initializers import Initializer, normal, truncated_normal
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer
@@ -117,7 +118,7 @@ class Side(Module):
         self.embedding_norm = create_norm(c.norm, features, **norm) if c.embedding_norm else None
         self.blocks = blocks
         self.norm = create_norm(c.norm, features, **norm) if c.norm_order == "pre" else None
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.offset = c.position_offset
 
     def enter(self, words: jax.Array, places: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from flax import nnx
 from layers.broadcast import broadcast
 from layers.class_attention import ClassBlock
 from layers.combinators import bidirectional, on_grid
+from layers.drop import Dropout
 from layers.extra_tokens import ExtraTokens, repeated
 from layers.initializers import constant, normal, truncated_normal
 from layers.linear import Linear
@@ -32,16 +33,18 @@ from layers.position import FixedPositions, LearnedPositions
 from layers.reduction import Extent, ReductionSpec, TokenReduction, create_reduction
 from layers.stack import Passed, Stack
 from layers.tokens import Tokens
-from primitives.exponential import gated, silu
+from primitives.exponential import activation, silu, value_and_gate
 from zoo.backbones.classifier import Classifier, check_images, make_head
 from zoo.backbones.model import choose, last_of_quarters, mixers
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+@activation
+def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``x sigmoid(1.702 x)``, the approximation of GELU that CLIP was trained with."""
-    return gated(x, 1.702 * x)
+    value, opened = value_and_gate(x, 1.702 * x)
+    return value, opened + value * (1 - opened) * 1.702
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -229,7 +232,7 @@ class Isotropic(Classifier):
             nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
         )
         self.position = self.make_position(grid, rngs=rngs)
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
         self.norm = create_norm(norm, width, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
         self.pool_norm = create_norm(norm, width, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None

@@ -33,6 +33,7 @@ from jax import lax
 
 from layers.attention.additive import AdditiveAttention
 from layers.broadcast import broadcast
+from layers.drop import Dropout
 from layers.initializers import uniform
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, finite_padding
@@ -149,7 +150,7 @@ class PointerNetwork(Model):
         self.embedding = Linear(c.in_features, c.features, **common)
         self.start = nnx.Param(first(rngs.params(), (c.features,), c.param_dtype))
         self.end = nnx.Param(first(rngs.params(), (c.features,), c.param_dtype))
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.encoder = Layers(self.make_stack(ENCODER, rngs=rngs))
         self.decoder = Layers(self.make_stack(DECODER, rngs=rngs))
         self.pointer = AdditiveAttention(c.features, kernel_init=first, **common)

@@ -21,6 +21,7 @@ from flax import nnx
 
 from layers.broadcast import broadcast, widened
 from layers.combinators import bidirectional, on_grid, on_sequence
+from layers.drop import Dropout
 from layers.extra_tokens import ExtraTokens
 from layers.initializers import truncated_normal
 from layers.mixer import Mixer, MixerSpec, Place
@@ -82,7 +83,7 @@ class Embedding(Module):
         common: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
         self.patches = PatchEmbed(patch_size, in_features, features, norm="layer", **common)
         self.position = BilinearPositions(grid, features, param_dtype=config.param_dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
+        self.dropout = Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height / patch, width / patch, features)."""

@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 from layers.attention.linear import normalized_linear_attention
+from layers.drop import Dropout
 from layers.feature_maps import positive_random_logs, queries_over_largest
 from layers.initializers import Orthogonal
 from layers.linear import Linear
@@ -84,7 +85,7 @@ class TokenBlock(Module):
         self.scale, count = features_in**-0.5, width // 2
         drawn = Orthogonal(count**0.5)(rngs.params(), (count, width), jnp.float32) if performer else None
         self.projection = None if drawn is None else Statistic(drawn)
-        self.dropout = nnx.Dropout(config.token_dropout, rngs=rngs) if performer and config.token_dropout else None
+        self.dropout = Dropout(config.token_dropout, rngs=rngs) if performer and config.token_dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, rows, columns, features_in) to (batch, rows, columns, features)."""
