@@ -111,10 +111,8 @@ def _families(report: Report) -> str:
 
 _TRIED = (
     "Most of the time of a ResNet's training step goes into the gradients of 3x3 convolutions with respect to their "
-    "kernels: on the large maps of the first stages XLA takes longer for them than for the forward pass. Products of "
-    "patches were tried instead (of the whole batch, of one tap at a time, of one image at a time), and convolutions "
-    "of one image. Only products image by image are faster, in stages 1 and 2 alone, which would leave the step below "
-    "its target."
+    "kernels: on the large maps of the first stages XLA takes longer for them than for the forward pass. [Tried and not "
+    "kept](explained/not_kept.md) has what else was measured."
 )
 
 
