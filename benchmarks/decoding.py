@@ -89,7 +89,16 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "t5_small": ("T5ForConditionalGeneration", {"pad_token_id": 0, "decoder_start_token_id": 0}),
 }
-ALONE = ("gla_340m",)
+ALONE: dict[str, dict[str, int]] = {
+    "gla_340m": {},
+    "rwkv7_0.1b": {},
+    "retnet_1.3b": {"depth": 6},
+    "hgrn_1.3b": {"depth": 6},
+    "hgrn2_1.3b": {"depth": 6},
+    "kda_1.3b": {"depth": 6},
+    "xlstm_7b": {"depth": 3},
+}
+"""Models that are compared with the floor only, some with fewer blocks."""
 
 
 def prompts(batch: int, vocab_size: int, length: int = PROMPT) -> np.ndarray:
@@ -216,7 +225,7 @@ def made(name: str, folder: str) -> Any:
     import zoo
 
     if name not in PEERS:
-        return zoo.create(name)
+        return zoo.create(name, **ALONE[name])
     kind, options = PEERS[name]
     cls: Any = getattr(peers()[1], kind)
     cls(cls.config_class(**{**_COMMON, **options})).save_pretrained(folder)
@@ -250,7 +259,7 @@ def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict
         # Taking turns, so that a temporary slowdown of the machine affects all of them.
         lowest = floor(model, batch, new // 4, repeats)
         times, tokens = ours(model, batch, new, repeats)
-        row: dict[str, Any] = {"ours_ms": times}
+        row: dict[str, Any] = {"ours_ms": times, **ALONE.get(name, {})}
         if name in PEERS:
             beside(row, times, tokens, run_theirs(folder, batch, new, repeats, limit))
         row["floor_ms"] = min(lowest, floor(model, batch, new // 4, repeats))

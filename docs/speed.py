@@ -147,8 +147,9 @@ def decoding(report: Report) -> str:
         missed = times.get("token", 0) < asked["times_faster"] and row["over_floor"] > asked["or_over_floor"]
         cells = [row["ours_ms"]["token"], other.get("token"), times.get("token"), row["floor_ms"], row["over_floor"]]
         prompt = [row["ours_ms"]["prompt"], other.get("prompt"), times.get("prompt")]
+        named = f"{name}, {row['depth']} blocks" if "depth" in row else name
         rows.append(
-            [name, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
+            [named, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
         )
     text = (
         f"`python -m benchmarks.decoding`: greedy decoding after a prompt of {report['prompt']} tokens, one token for "
