@@ -207,6 +207,19 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
         )
 
 
+@every
+def test_a_row_without_tokens_gives_no_gradient(case: MixerCase) -> None:
+    """Such rows fill up a last batch."""
+    c = compiled(case)
+    x, weight = c.inputs(), c.inputs(1)
+    mask = padded_mask(x.shape)
+    mask[1] = False
+    slopes, _ = c.gradient(x, weight, mask)
+    assert all(np.isfinite(g).all() for g in flatten_state(slopes[0]).values())
+    assert np.isfinite(slopes[1]).all()
+    assert (np.asarray(slopes[1])[~mask] == 0).all()
+
+
 def calls_of_ops(case: MixerCase, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, ...]]:
     """What a mixer asks of ops: their names, arrays and options that are given, without values."""
     found = set()
