@@ -230,11 +230,15 @@ def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
+LARGE = 1e6
+"""No hidden state of a model is as large, and products of a few values below it are finite in float32."""
+
+
 def finite_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` (..., features) with zeros for non-finite values where ``mask`` (...) is False; finite padding is
-    unchanged, as in released models.
+    """``x`` (..., features) with zeros for non-finite values, and those of at least ``LARGE``, where ``mask`` (...) is
+    False; other padding is unchanged, as in released models.
     """
-    return x if mask is None else jnp.where(mask[..., None] | jnp.isfinite(x), x, 0)
+    return x if mask is None else jnp.where(mask[..., None] | (jnp.abs(x) < LARGE), x, 0)
 
 
 M = TypeVar("M", bound=type[Mixer])

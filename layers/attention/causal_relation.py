@@ -153,7 +153,9 @@ class CausalRelation(Mixer):
         """The linear form's log c, and the new state."""
         weight, decay, largest = exponential_weights(self._normed(offered), None, -jnp.inf, tokens, state)
         total, memory = accumulate(weight, decay, tokens, state)
-        logs = self._normed(asked) + largest + jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny))
+        # Padding of a row without real tokens follows no logit.
+        shift = jnp.where(jnp.isneginf(largest), 0, largest)
+        logs = self._normed(asked) + shift + jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny))
         if state is None:
             return logs, None
         return logs, state.after(tokens, memory=memory, largest=largest[:, -1])

@@ -78,8 +78,8 @@ class HeadMixture(ProjectedAttention):
             of_shared = self.shared * jax.nn.softmax(self.shared_gate(x).astype(jnp.float32))
         if self.routed_gate is None:
             return jnp.concatenate([of_shared, jnp.zeros((*shape[:2], rest), jnp.float32)], -1)
-        weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
-        kept = jnp.where(self._best(weights), weights, 0)
+        logits = self.routed_gate(x).astype(jnp.float32)
+        kept = jnp.where(self._best(logits), jax.nn.softmax(logits), 0)
         total = jnp.maximum(jnp.sum(kept, -1, keepdims=True), jnp.finfo(jnp.float32).eps)
         of_routed = self.chosen * kept / total
         if self.balance is not None:
@@ -87,19 +87,21 @@ class HeadMixture(ProjectedAttention):
             of_shared, of_routed = shares[..., :1] * of_shared, shares[..., 1:] * of_routed
         return jnp.concatenate([of_shared, of_routed], -1)
 
-    def _best(self, weights: jax.Array) -> jax.Array:
-        """Bool of the shape of ``weights``, (..., heads): True for the ``chosen`` largest, ties broken by order."""
-        chosen = jax.lax.top_k(weights, self.chosen)[1]
-        return jnp.any(jax.nn.one_hot(chosen, weights.shape[-1], dtype=bool), axis=-2)
+    def _best(self, logits: jax.Array) -> jax.Array:
+        """Bool of the shape of ``logits``, (..., heads): True for the ``chosen`` largest, ties broken by order. Their
+        softmax has the same order, but may round to equal numbers."""
+        chosen = jax.lax.top_k(logits, self.chosen)[1]
+        return jnp.any(jax.nn.one_hot(chosen, logits.shape[-1], dtype=bool), axis=-2)
 
     def _load(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """R sum_h (mean weight) (fraction of tokens that choose h) over the R routed heads; K if balanced."""
         assert self.routed_gate is not None
-        weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
+        logits = self.routed_gate(x).astype(jnp.float32)
         real = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
         share = real / jnp.maximum(jnp.sum(real), 1)
-        mean, used = (jnp.einsum("bl,blh->h", share, a) for a in (weights, self._best(weights).astype(jnp.float32)))
-        return weights.shape[-1] * jnp.sum(mean * used)
+        both = jax.nn.softmax(logits), self._best(logits).astype(jnp.float32)
+        mean, used = (jnp.einsum("bl,blh->h", share, a) for a in both)
+        return logits.shape[-1] * jnp.sum(mean * used)
 
 
 @register_mixer("mixture_of_heads")

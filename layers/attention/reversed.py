@@ -84,6 +84,9 @@ class ReversedAttention(ProjectedAttention):
         _, sums = attention(q, k, values[..., :1], return_lse=True, **options)
         bias = -jnp.swapaxes(sums, 1, 2)[:, :, None]
         y, received = attention(k, q, values, bias=bias, return_lse=True, **options)
+        if tokens.mask is not None:
+            # Logits of padding are no part of the sums: their exponentials may overflow.
+            received = jnp.where(tokens.mask[..., None], received, 0)
         return (y.astype(received.dtype) * jnp.exp(received)[..., None]).astype(values.dtype)
 
     @staticmethod

@@ -237,7 +237,9 @@ class KL(Retention):
     """W = total softmax(A) over the entries that feed one output: the retention by Kullback-Leibler divergence (Miras,
     eq. 21).
 
-    A is log W up to constants, which the softmax ignores.
+    A is log W up to constants, which the softmax ignores. The weights of each output have the same sum, so a part of
+    the hidden features is common to all outputs. The norm of a ``residual`` structure removes it: what is left has few
+    digits if W is nearly uniform, as it becomes for values of norm 100 and more.
     """
 
     total: float = 1.0

@@ -44,3 +44,22 @@ def test_tokens_send_to_those_that_they_attend_to() -> None:
         assert relative(y[row, :length], want) < 1e-4
         dense = np.einsum("hji,jh->hij", weights, sent)
         assert relative(np.asarray(reported)[row, :, :length, :length], dense) < 1e-4
+
+
+def test_large_padding_gets_nothing() -> None:
+    """Its logits, which no sum bounds, are far above those of the real tokens."""
+    mixer = layers.ReversedAttention(8, num_heads=2, kernel_init=truncated_normal(1.0), rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(mixer)
+    x = np.random.default_rng(0).standard_normal((2, 7, 8)).astype(np.float32)
+    mask = np.arange(7) < np.array([[7], [1]])
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mix = lambda x: nnx.merge(graphdef, state, copy=True)(x, mask)  # noqa: E731
+        y, pull = jax.vjp(mix, x)
+        return y, pull(jnp.where(mask[..., None], y, 0))[0]
+
+    (y, slope), (want, wanted) = (run(np.where(mask[..., None], x, fill)) for fill in (np.float32(0), 100 * x))
+    assert np.isfinite(wanted).all()
+    assert relative(y[mask], want[mask]) < 1e-6
+    assert relative(slope, wanted) < 1e-6

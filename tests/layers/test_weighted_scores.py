@@ -367,6 +367,13 @@ def test_mixture_of_heads_is_the_authors() -> None:
         layers.MixtureOfHeads(8, num_heads=2, shared=1, chosen=2, rngs=nnx.Rngs(0))
 
 
+def test_heads_are_chosen_by_logits_whose_softmax_rounds_to_equal_numbers() -> None:
+    layer = layers.MixtureOfHeads(8, num_heads=8, shared=2, chosen=2, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((1, 9, 8)).astype(np.float32)
+    wanted, found = (np.asarray(layer.gates(jnp.asarray(size * x)))[..., 2:] > 0 for size in (1, 1e-8))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_differential_mamba_has_two_strengths() -> None:
     layer = layers.DifferentialMamba(8, strength="exponential", vector=3, index=2, rngs=nnx.Rngs(0))
     first, second = np.random.default_rng(0).standard_normal((2, 1, 5, 8)).astype(np.float32)
