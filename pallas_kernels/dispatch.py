@@ -125,7 +125,7 @@ class Choice:
 OPS: dict[str, Op] = {}
 
 _forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
-_interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
+_interpreted: contextvars.ContextVar[Any] = contextvars.ContextVar("interpreted", default=False)
 _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
 
 
@@ -225,11 +225,15 @@ def _is_shared(candidate: Implementation) -> bool:
 
 
 @contextlib.contextmanager
-def interpreting() -> Iterator[None]:
+def interpreting(how: Any = True) -> Iterator[None]:
     """Chooses implementations as on a TPU and traces its kernels in interpret mode, to test them (slowly) on the
     present device.
+
+    Args:
+      how: what ``pallas_call`` gets as ``interpret``: True runs the steps of the grid one after another as plain JAX;
+        ``pltpu.InterpretParams`` simulates a TPU, with its memories and cores.
     """
-    token = _interpreted.set(True)
+    token = _interpreted.set(how)
     try:
         with platform("tpu"):
             yield
@@ -237,8 +241,8 @@ def interpreting() -> Iterator[None]:
         _interpreted.reset(token)
 
 
-def interpreted() -> bool:
-    """Whether TPU kernels are traced in interpret mode."""
+def interpreted() -> Any:
+    """What TPU kernels pass on as ``interpret``: False unless they are traced in interpret mode."""
     return _interpreted.get()
 
 

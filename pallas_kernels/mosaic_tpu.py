@@ -136,12 +136,12 @@ class Plan:
       chunk: maps (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and
         two-dimensional: an array over tokens is (size, dim), or (1, size) if it has one number per token.
       size: tokens of a chunk; on a TPU a multiple of 128 if any array has one number per token, else of 16.
-      interpret: run the kernel in interpret mode.
+      interpret: what ``pallas_call`` gets under this name: :func:`pallas_kernels.dispatch.interpreted`.
     """
 
     chunk: Chunk
     size: int
-    interpret: bool
+    interpret: Any
 
 
 def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -232,6 +232,7 @@ CASES = (
     _case("long_causal", 1031, 1029, heads=2, kv_heads=1, batch=1, head_dim=4, causal=True, return_lse=True),
     _case("long_window", 773, heads=2, kv_heads=1, change=_add(sinks=(2,)), window=(40, 25), return_lse=True),
     _case("long_window_bias", 601, batch=1, change=_add(bias=(1, 2, 601, 601)), window=(100, 3)),
+    _case("long_bias_for_all", 520, 130, kv_heads=1, change=_add(bias=(1, 1, 520, 130))),
     _case("long_window_past_the_keys", 901, 530, batch=1, window=(70, 70), return_lse=True),
     _case("long_padding", 600, heads=1, change=_padded(531), return_lse=True),
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),

@@ -52,7 +52,7 @@ class Plan:
     chunk: int
     channels: int
     groups: int
-    interpret: bool
+    interpret: Any
 
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:

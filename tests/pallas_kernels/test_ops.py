@@ -3,8 +3,8 @@
 The reference in float64 is the truth. How far the reference itself strays in float32 is the
 yardstick: a case with large logits or canceling terms loosens its own tolerance, nothing else does. Where rounding to
 the scale of an array is enough of a tolerance, the yardstick is not computed.
-TPU kernels are interpreted, in float32, which is what they serve. GPU kernels have test_attention_gpu.py and
-test_recurrences_gpu.py, implementations for several devices test_sequence.py.
+TPU kernels are interpreted, in float32, which is what they serve, and in the full tier on a simulated TPU. GPU kernels
+have test_attention_gpu.py and test_recurrences_gpu.py, implementations for several devices test_sequence.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 import pallas_kernels
 from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused, current_platform, interpreting
@@ -33,12 +34,20 @@ SEED = 0
 OWN_ERROR, OWN_SCALE, COMMON_SCALE = 8.0, 2e-6, 2e-7
 FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 
+# A TPU of two cores, each with memory of its own, which is NaN until it is written. They share the steps along
+# "parallel" axes, in random order. What they do to each other's blocks is reported; reads outside of an array, and a
+# return to a block of an output after others, raise. Interpreted as plain JAX, a kernel's steps run in order, a read
+# outside of an array gives other numbers of it, and an output keeps what it was given.
+# With this seed no axis of 2 to 5 steps keeps its order.
+SIMULATED = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, random_seed=4)
+# JAX's splash attention is not: each core writes zeros to the same outputs, which nobody reads.
+NOT_SIMULATED = {"splash"}
 # Interpreting a TPU kernel costs a second or two, so it runs where it has a path of its own.
 INTERPRETED = {
     "attention splash": "whole_blocks",
     "attention mosaic_tpu": """cross_grouped mask bias padding_causal_grouped query_padding large_logits sigmoid
-    whole_blocks long_padding
-        long_cache routed long_routed_score long_pattern pattern_cache_score segments_alone long_segments score""",
+        whole_blocks long_bias_for_all long_padding long_cache routed long_routed_score long_pattern
+        pattern_cache_score segments_alone long_segments score""",
     "linear_attention mosaic_tpu": "plain token grouped_head both_ways_key abrupt_token fast_decay_token abrupt_key",
     "delta_rule mosaic_tpu": """three_steps_gated grouped identical_keys one_reflection_repeated
         identical_keys_beyond_one abrupt fast_decay""",
@@ -101,14 +110,18 @@ def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
 def rows() -> Iterator[Any]:
     """Pairs in float32 where they are quick, kernels, or put its rounding to the test, the others in float64.
 
+    Simulating a TPU takes twice as long as plain JAX, which is left to what is quick.
     As it is for users, a program is compiled for the first quick case alone, at three times the cost.
     """
     for pair in PAIRS:
         op, implementation, case = pair.values
         quick = is_quick(*pair.values)
-        narrow = quick or implementation.platforms is not None or STRESS.search(case.name) is not None
+        is_kernel = implementation.platforms is not None
+        narrow = quick or is_kernel or STRESS.search(case.name) is not None
         forms = [("float32" if narrow else "float64", quick)]
-        if implementation.platforms is None and case.name == quick_cases(op)[0]:
+        if is_kernel and implementation.name not in NOT_SIMULATED:
+            forms = [*(forms if quick else ()), ("simulated", False)]
+        if not is_kernel and case.name == quick_cases(op)[0]:
             forms.append(("optimized", False))
         for form, is_fast in forms:
             yield pytest.param(*pair.values, form, id=f"{form}-{pair.id}", marks=() if is_fast else pytest.mark.full)
@@ -127,9 +140,9 @@ def for_tpus(op: Op, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def where_it_runs(op: Op, name: str) -> Iterator[None]:
-    """The context in which an implementation runs here: TPU kernels are interpreted."""
-    with interpreting() if for_tpus(op, name) else contextlib.nullcontext():
+def where_it_runs(op: Op, name: str, simulated: bool = False) -> Iterator[None]:
+    """The context in which an implementation runs here: TPU kernels are interpreted, or run on a simulated TPU."""
+    with interpreting(SIMULATED if simulated else True) if for_tpus(op, name) else contextlib.nullcontext():
         yield
 
 
@@ -154,11 +167,12 @@ def program(op_name: str, name: str, options: frozenset[tuple[str, Any]], optimi
 
 
 def evaluate(
-    op: Op, name: str, case: Case, dtype: type, optimized: bool = False, traced: str = ""
+    op: Op, name: str, case: Case, dtype: type, optimized: bool = False, traced: str = "", simulated: bool = False
 ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Outputs and gradients of a case."""
-    with jax.enable_x64(dtype is np.float64), where_it_runs(op, name):
-        run = program(op.name, name, frozenset(case.options.items()), optimized, f"{current_platform()} {traced}")
+    with jax.enable_x64(dtype is np.float64), where_it_runs(op, name, simulated):
+        traced = f"{current_platform()} {simulated} {traced}"
+        run = program(op.name, name, frozenset(case.options.items()), optimized, traced)
         arrays = {n: np.asarray(x, dtype if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
         floats = {n: x for n, x in arrays.items() if is_floating(x)}
         rest = {n: x for n, x in arrays.items() if not is_floating(x)}
@@ -217,9 +231,16 @@ def compare(op: Op, case: Case, results: Any, shrink: float) -> None:
 
 
 @pytest.mark.parametrize(("op", "implementation", "case", "form"), list(rows()))
-def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, form: str) -> None:
-    dtype = np.float64 if form == "float64" else np.float32
-    results = evaluate(op, implementation.name, case, dtype, optimized=form == "optimized")
+def test_agrees_with_reference(
+    op: Op, implementation: Implementation, case: Case, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dtype, simulated = np.float64 if form == "float64" else np.float32, form == "simulated"
+    try:
+        results = evaluate(op, implementation.name, case, dtype, form == "optimized", simulated=simulated)
+    finally:
+        if simulated:  # else what a kernel that failed left in memory fails the next one
+            pltpu.reset_tpu_interpret_mode_state()
+    assert "RACE DETECTED" not in capsys.readouterr().out  # newer JAX raises
     compare(op, case, results, FLOAT64 if form == "float64" else 1.0)
 
 

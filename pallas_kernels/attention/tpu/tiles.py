@@ -33,6 +33,7 @@ class Options:
         None where rows do not share blocks.
       visits: number of block pairs in all lists of a row of the batch, or an upper bound.
       steps: lengths of the longest list of key blocks and of query blocks.
+      interpret: what ``pallas_call`` gets under this name: :func:`pallas_kernels.dispatch.interpreted`.
     """
 
     left: int | None
@@ -45,7 +46,7 @@ class Options:
     folded: tuple[int, int] | None
     visits: int
     steps: tuple[int, int]
-    interpret: bool
+    interpret: Any
     pattern: Mask | None = None
     score: Score | None = None
 
