@@ -111,8 +111,8 @@ def _families(report: Report) -> str:
 
 _TRIED = (
     "Most of the time of a ResNet's training step goes into the gradients of 3x3 convolutions with respect to their "
-    "kernels: on the large maps of the first stages XLA takes longer for them than for the forward pass. [Tried and not "
-    "kept](explained/not_kept.md) has what else was measured."
+    "kernels: on the large maps of the first stages XLA takes longer for them than for the forward pass. [Tried and "
+    "not kept](explained/not_kept.md) has what else was measured."
 )
 
 
