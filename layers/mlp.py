@@ -18,25 +18,37 @@ from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
 from layers.norm import GlobalResponseNorm, Norm, create_norm
 from layers.tokens import Tokens
-from primitives.exponential import activation, normal_cdf, normal_density, silu, value_and_gate
+from primitives.exponential import (
+    Later,
+    activation,
+    normal_cdf,
+    normal_density,
+    silu,
+    slope_of_gated,
+    value_and_gate,
+)
 
 
 @activation
-def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gelu(x: jax.Array) -> tuple[jax.Array, Later]:
     """The exact GELU, x Phi(x), of most released vision models (``jax.nn.gelu`` defaults to the tanh form)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    below, density = normal_cdf(wide), normal_density(wide)
-    return (wide * below).astype(x.dtype), below + wide * density
+    below = normal_cdf(wide)
+    return (wide * below).astype(x.dtype), lambda: below + wide * normal_density(wide)
 
 
 @activation
-def gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gelu_tanh(x: jax.Array) -> tuple[jax.Array, Later]:
     """The tanh approximation of GELU, used by TensorFlow models and big_vision."""
     # (1 + tanh(y)) / 2 is sigmoid(2 y).
-    value, opened = value_and_gate(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
-    # Beyond 16, where the gate is 0 or 1, the square would overflow.
-    inside = jnp.square(jnp.clip(x, -16, 16))
-    return value, opened + value * (1 - opened) * (math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * inside))
+    value, gate = value_and_gate(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
+
+    def slope() -> jax.Array:
+        # Beyond 16, where the gate is 0 or 1, the square would overflow.
+        inside = jnp.square(jnp.clip(x, -16, 16))
+        return slope_of_gated(value, gate(), math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * inside))
+
+    return value, slope
 
 
 def unchanged(x: jax.Array) -> jax.Array:

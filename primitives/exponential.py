@@ -105,15 +105,19 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     return softplus(*primals), jax.nn.sigmoid(primals[0]) * tangents[0]
 
 
-def value_and_gate(x: jax.Array, gate: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x sigmoid(gate) and sigmoid(gate): float32 on a CPU as quotients by 1 + e^-gate, which XLA computes once; a
-    product would be recomputed by each consumer.
+Later = Callable[[], jax.Array]
+"""A function that computes what only derivatives need."""
+
+
+def value_and_gate(x: jax.Array, gate: jax.Array) -> tuple[jax.Array, Later]:
+    """x sigmoid(gate) and, later, sigmoid(gate): float32 on a CPU as quotients by 1 + e^-gate, which XLA computes once;
+    a product would be recomputed by each consumer.
     """
     if not _serves(gate):
         opened = jax.nn.sigmoid(gate)
-        return x * opened, opened
+        return x * opened, lambda: opened
     divisor = 1 + exp2(-LOG2_E * gate)
-    return x / divisor, 1 / divisor
+    return x / divisor, lambda: 1 / divisor
 
 
 def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +131,12 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: run(*arrays, platform=current_platform())
 
 
-_gated, _gated_and_gate = _traced(lambda x, gate: value_and_gate(x, gate)[0]), _traced(value_and_gate)
+def _both(value: jax.Array, later: Later) -> tuple[jax.Array, jax.Array]:
+    return value, later()
+
+
+_gated = _traced(lambda x, gate: value_and_gate(x, gate)[0])
+_gated_and_gate = _traced(lambda x, gate: _both(*value_and_gate(x, gate)))
 
 
 @jax.custom_jvp
@@ -142,11 +151,11 @@ def _gated_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, 
     return value, opened * tangents[0] + value * (1 - opened) * tangents[1]
 
 
-def activation(with_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[[jax.Array], jax.Array]:
+def activation(with_slope: Callable[[jax.Array], tuple[jax.Array, Later]]) -> Callable[[jax.Array], jax.Array]:
     """A function of each entry from one that also returns its derivative: a program is traced once for all layers of
     one shape, and a backward pass reads one array for each.
     """
-    value, both = _traced(lambda x: with_slope(x)[0]), _traced(with_slope)
+    value, both = _traced(lambda x: with_slope(x)[0]), _traced(lambda x: _both(*with_slope(x)))
 
     @jax.custom_jvp
     @functools.wraps(with_slope)
@@ -162,10 +171,15 @@ def activation(with_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -
 
 
 @activation
-def silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def silu(x: jax.Array) -> tuple[jax.Array, Later]:
     """x sigmoid(x), the same as ``jax.nn.silu``, by :func:`value_and_gate`."""
-    value, opened = value_and_gate(x, x)
-    return value, opened + value * (1 - opened)
+    value, gate = value_and_gate(x, x)
+    return value, lambda: slope_of_gated(value, gate(), 1)
+
+
+def slope_of_gated(value: jax.Array, gate: jax.Array, inner: jax.Array | float) -> jax.Array:
+    """The derivative of x sigmoid(u(x)), from it, the sigmoid and the derivative of u."""
+    return gate + value * (1 - gate) * inner
 
 
 @jax.custom_jvp

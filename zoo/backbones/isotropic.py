@@ -33,7 +33,7 @@ from layers.position import FixedPositions, LearnedPositions
 from layers.reduction import Extent, ReductionSpec, TokenReduction, create_reduction
 from layers.stack import Passed, Stack
 from layers.tokens import Tokens
-from primitives.exponential import activation, silu, value_and_gate
+from primitives.exponential import Later, activation, silu, slope_of_gated, value_and_gate
 from zoo.backbones.classifier import Classifier, check_images, make_head
 from zoo.backbones.model import choose, last_of_quarters, mixers
 from zoo.backbones.pooling import AttentionPool
@@ -41,10 +41,10 @@ from zoo.registry import ModelConfig
 
 
 @activation
-def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quick_gelu(x: jax.Array) -> tuple[jax.Array, Later]:
     """``x sigmoid(1.702 x)``, the approximation of GELU that CLIP was trained with."""
-    value, opened = value_and_gate(x, 1.702 * x)
-    return value, opened + value * (1 - opened) * 1.702
+    value, gate = value_and_gate(x, 1.702 * x)
+    return value, lambda: slope_of_gated(value, gate(), 1.702)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
