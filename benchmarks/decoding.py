@@ -225,7 +225,7 @@ def made(name: str, folder: str) -> Any:
     import zoo
 
     if name not in PEERS:
-        return zoo.create(name, **ALONE[name])
+        return zoo.create(name, **ALONE.get(name, {}))
     kind, options = PEERS[name]
     cls: Any = getattr(peers()[1], kind)
     cls(cls.config_class(**{**_COMMON, **options})).save_pretrained(folder)
