@@ -16,14 +16,14 @@ JAX_PLATFORMS=cpu "$folder/venv/bin/python" -W ignore - <<'PYTHON'
 import importlib.metadata
 import sys
 
-import haliax as hax
+import haliax
 import jax
 import numpy as np
 from haliax.nn import attention
 
-Query, Pos, Key = hax.make_axes(query=6, pos=6, key=4)
-q = hax.random.normal(jax.random.key(0), (Query, Key))
-k, v = (hax.random.normal(x, (Pos, Key)) for x in jax.random.split(jax.random.key(1)))
+Query, Pos, Key = haliax.make_axes(query=6, pos=6, key=4)
+q = haliax.random.normal(jax.random.key(0), (Query, Key))
+k, v = (haliax.random.normal(x, (Pos, Key)) for x in jax.random.split(jax.random.key(1)))
 causal = attention.causal_mask(Query, Pos)
 
 
