@@ -5,10 +5,12 @@ quarter of the time until its training step was compiled, and on a CPU each numb
 on it. Dropping needs bits that look independent, not bits that nobody can predict. So the key is Threefry's, one for
 each layer, and what follows from it is a hash, a few integer operations that are fused with what uses them:
 
-    bits(key, step, i) = h(h(i xor a) xor b),    a, b from h(... h(step xor key_1) ... xor key_n)
+    bits(row, i) = h(h(i xor a xor r) xor (b + r)),    r = h(row xor b)
+    a = h(... h(step xor key_1) ... xor key_n),    b = h(a + 0x9E3779B9)
 
-with the finalizer h of MurmurHash3 (Appleby, 2011), a bijection of 32 bits in which each bit of the input changes each
-bit of the output with probability 1/2. The bits of an entry don't depend on how an array is divided over devices.
+with row the index of the first axis, i that of the others, and the finalizer h of MurmurHash3 (Appleby, 2011), a
+bijection of 32 bits in which each bit of the input changes each bit of the output with probability 1/2. The bits of an
+entry don't depend on how an array is divided over devices.
 """
 
 from __future__ import annotations

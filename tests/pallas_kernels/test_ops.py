@@ -40,7 +40,7 @@ FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 # outside of an array gives other numbers of it, and an output keeps what it was given.
 # With this seed no axis of 2 to 5 steps keeps its order.
 SIMULATED = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, random_seed=4)
-# JAX's splash attention is not: each core writes zeros to the same outputs, which nobody reads.
+# JAX's splash attention is not: each core writes zeros to the same outputs, which are not read.
 NOT_SIMULATED = {"splash"}
 # Interpreting a TPU kernel costs a second or two, so it runs where it has a path of its own.
 INTERPRETED = {

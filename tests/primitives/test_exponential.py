@@ -18,6 +18,7 @@ from layers.mlp import gelu, gelu_tanh
 from pallas_kernels import dispatch
 from primitives import exponential
 from tests.compilation import OPTIMIZED
+from zoo.backbones.isotropic import quick_gelu
 
 # As for users: what is exact depends on what the compiler makes of it.
 compiled = functools.partial(jax.jit, compiler_options=OPTIMIZED)
@@ -67,6 +68,13 @@ def test_ends_of_float32() -> None:
     np.testing.assert_array_equal(
         compiled(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32)
     )
+
+
+@pytest.mark.parametrize("function", [exponential.silu, gelu, gelu_tanh, quick_gelu])
+def test_slopes_far_out_are_those_of_a_rectifier(function: Callable[..., Any]) -> None:
+    """The tanh form's square of the argument is infinite there."""
+    far = jnp.asarray([-1e20, -40, 40, 1e20], jnp.float32)
+    np.testing.assert_allclose(compiled(jax.vmap(jax.grad(function)))(far), [0, 0, 1, 1], atol=1e-6)
 
 
 def test_a_state_that_hardly_decays_keeps_its_value() -> None:
