@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from suggestions import unknown
-from zoo.commands import deliberate, keep_compiled
+from zoo.commands import deliberate, keep_compiled, literal
 
 _HOME = Path(__file__).resolve().parent.parent
 
@@ -144,10 +144,7 @@ def _take_options(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if found := _OPTION.fullmatch(argument):
             options = _options.setdefault(found[1], {})
-            try:
-                options[found[2]] = ast.literal_eval(found[3])
-            except (ValueError, SyntaxError):
-                options[found[2]] = found[3]
+            options[found[2]] = literal(argument, found[3])
         else:
             rest.append(argument)
     return rest
@@ -165,7 +162,8 @@ def parse(arguments: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs ``main``; keeps compiled programs between runs."""
-    sys.argv[:] = _take_options(sys.argv)  # before the config's own parser reads them; sys.orig_argv has all
+    with one_message():
+        sys.argv[:] = _take_options(sys.argv)  # before the config's own parser reads them; sys.orig_argv has all
 
     def guarded(arguments: list[str]) -> None:
         with one_message():
