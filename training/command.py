@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from suggestions import near, unknown
-from zoo.commands import deliberate, keep_compiled, literal
+from zoo.commands import deliberate, keep_compiled, literal, plain_warnings
 
 _HOME = Path(__file__).resolve().parent.parent
 
@@ -56,12 +56,23 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with the same --workdir continues from the last checkpoint")
     except Exception as error:
-        message = f"error: {error}" if deliberate(error) else None
+        message = f"error: {error}" if deliberate(error) else _out_of_memory(error)
         if jax.process_count() > 1:
             _abandon(error, message)
         if message is None:
             raise
         sys.exit(message)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """The message if a device ran out of memory."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return (
+        f"error: out of memory: {str(error).splitlines()[0]}. Try a smaller --config.batch_size, a greater "
+        f"--config.accumulate (same result, microbatches), --config.remat=dots or block, a smaller model or shorter "
+        f"inputs"
+    )
 
 
 def _abandon(error: Exception, message: str | None) -> None:
@@ -231,6 +242,7 @@ def run(main: Callable[[], None]) -> None:
             main()
 
     gc.freeze()  # imported objects stay: the garbage collector skips them from now on
+    plain_warnings()
     keep_compiled()
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report every file that they open
     app.run(guarded, flags_parser=parse)

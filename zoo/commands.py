@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def deliberate(error: BaseException) -> bool:
         trace = trace.tb_next
     raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
     return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
+
+
+def plain_warnings() -> None:
+    """Prints warnings for users, those of the zoo among them, without a file and a line of code."""
+    warnings.formatwarning = _formatted
+
+
+_with_place = warnings.formatwarning
+
+
+def _formatted(message: Any, category: type[Warning], *place: Any) -> str:
+    return f"warning: {message}\n" if category is UserWarning else _with_place(message, category, *place)
 
 
 def keep_compiled() -> None:
@@ -139,6 +152,7 @@ def _refuse(rest: Sequence[str], parser: Parser) -> None:
 def _run(command: Command, options: argparse.Namespace) -> None:
     try:
         installation.refuse_others()
+        plain_warnings()
         keep_compiled()
         command.run(options)
         sys.stdout.flush()

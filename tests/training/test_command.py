@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -196,6 +197,14 @@ def test_an_unknown_flag_leads_to_the_field(name, message):
 )
 def test_a_value_of_another_type_is_said_in_plain_words(said, message):
     assert command._reworded(said).startswith(message)
+
+
+def test_a_device_without_memory_is_one_message():
+    message = r"error: out of memory: RESOURCE_EXHAUSTED.*--config.accumulate"
+    with pytest.raises(SystemExit, match=message), command.one_message():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError), command.one_message():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_a_wrong_value_is_one_line():

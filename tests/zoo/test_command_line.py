@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +96,21 @@ def test_mixers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == layers.list_mixers()
     commands.main(["list", "mamba*", "--mixers"])
     assert capsys.readouterr().out.split() == ["mamba", "mamba2"]
+
+
+def test_warnings_for_users_are_without_lines_of_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def warn(_: Any) -> None:
+        warnings.warn("the head stays random", stacklevel=1)
+        warnings.warn("not for users", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *given: sys.stderr.write(warnings.formatwarning(*given[:4]))
+        commands.main(["told"], {"told": commands.Command("About.", lambda _: None, warn)})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: the head stays random"
+    assert "DeprecationWarning: not for users" in lines[1]
+    assert "test_command_line.py" in lines[1]
 
 
 def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
