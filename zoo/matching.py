@@ -270,8 +270,8 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
         parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)
-        none = "it fits no model of this zoo with its own options: if it was made with others, such as another depth, "
-        parts.append(f"by its shapes it is {nearest}" if nearest else f"{none}give them")
+        none = "it fits no model of this zoo with that model's own options"
+        parts.append(f"by its shapes it is {nearest}" if nearest else none)
     return "; ".join(parts)
 
 
