@@ -38,7 +38,7 @@ for kind in SABlock, CrossAttentionBlock:
     calls = apart(flash(x), flash(x)), apart(plain(x), plain(x))
     flash.dropout_rate = 0.0
     same = apart(flash(x), plain(x))
-    print(f"{kind.__name__} in eval mode, two calls apart: with flash {calls[0]:.2f}, without {calls[1]:.2f} deviations;")
+    print(f"{kind.__name__}, eval mode, two calls: with flash {calls[0]:.2f}, without {calls[1]:.2f} deviations apart;")
     print(f"with its dropout_rate set to 0, with from without {same:.1e}")
     right.append(calls[0] > 0.3 and calls[1] == 0 and same < 1e-5)
 
@@ -52,7 +52,7 @@ ours = [
     for each in (keys, queries)
 ]
 found = [apart(block(x, mask), each) for block in (plain, flash) for each in ours]
-print("attn_mask of 5 texts of 5 tokens, apart from (keys of each text hidden, keys of each query hidden):")
+print("attn_mask of 5 texts of 5 tokens, apart from (keys of texts hidden, keys of queries hidden):")
 print(f"without flash ({found[0]:.1e}, {found[1]:.2f}), with ({found[2]:.2f}, {found[3]:.1e})")
 right.append(found[0] < 1e-5 < 0.3 < found[1] and found[3] < 1e-5 < 0.3 < found[2])
 
