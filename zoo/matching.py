@@ -270,7 +270,7 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
         parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)
-        none = "it fits no model of this zoo with that model's own options"
+        none = "it fits no model of this zoo as published"
         parts.append(f"by its shapes it is {nearest}" if nearest else none)
     return "; ".join(parts)
 
