@@ -4,7 +4,7 @@
 # Expected: biases of the offsets between tokens, so that two pairs of tokens with one offset share a bias and each bias
 # belongs to one offset. Seen: the table of indices of the whole window is cut to its first n rows and columns, so that
 # token i is looked up as if it lay where token i of a map 7 wide lies. The token left of the first one of a row is then
-# the last one of the row above, and a right neighbour has up to 7 biases. A bias that points to the left neighbour
+# the last one of the row above, and a right neighbor has up to 7 biases. A bias that points to the left neighbor
 # alone gets it in whole windows and not in cut ones. No error, no warning. Maps of the window's size or larger have
 # none of this.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
@@ -57,7 +57,7 @@ for side in 7, 6, 4, 3:
     left = (taken[:, 1:] - x[0, :, :-1, 0]).abs() < 1e-3
     above = (first[1:] - x[0, :-1, -1, 0]).abs() < 1e-3
     wrong[side] = int((~left).sum()), int(above.sum())
-    print(f"map of {side}, of {side * (side - 1)} tokens with a left neighbour {wrong[side][0]} don't get it;")
+    print(f"map of {side}, of {side * (side - 1)} tokens with a left neighbor {wrong[side][0]} don't get it;")
     print(f"of {side - 1} first tokens of a row {wrong[side][1]} get the last one of the row above")
 print("monai", monai.__version__, "torch", torch.__version__)
 stages = list(seen.values())
