@@ -2,7 +2,7 @@
 # litgpt 0.5.13, torch 2.13.0 (CPU): rope_adjustments with beta_fast and beta_slow, which its Config and errors call
 # YaRN. Expected, as in the paper (arXiv:2309.00071, 3.2) and transformers: frequencies that turn more than beta_fast
 # times in the first context stay as they are, those that turn less than beta_slow times are divided by the factor.
-# Seen: the other way round: the fast ones, which tell neighbours apart, are divided by the factor, and the slow ones,
+# Seen: the other way round: the fast ones, which tell neighbors apart, are divided by the factor, and the slow ones,
 # which the scaling is for, stay and go beyond the angles of training. Nor are cosines scaled by 0.1 ln(factor) + 1
 # where no mscale is given, as the paper has it. No error, no warning. Scaling of Llama 3 beside it is right.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
