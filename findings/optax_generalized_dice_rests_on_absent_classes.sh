@@ -1,12 +1,12 @@
 #!/bin/sh
-# optax 0.2.8, jax 0.10.2 (CPU): optax.losses.multiclass_generalized_dice_loss, which gives classes weights of 1 / count**2
-# (Sudre et al., 2017), for a batch that lacks one of the classes, as batches of rare classes do. Expected: the loss of the
-# classes that are there; the count of an absent one, 0, is kept from ruling the sum, as MONAI's loss of this name does, so
-# that a batch of which each pixel is wrong has a loss near 1. Seen: an absent class has a weight of 1 / 1e-7, the others of
-# 1 / 230**2 and less, and weights are divided by their sum: all of the loss is that of the absent class. A prediction wrong
-# in all of 4096 pixels, which only never names the absent class, has a loss of 0.000001, and an undecided one gradients
-# that are 750,000 times smaller than those of the same batch without the column of the absent class, whose losses are 0.99
-# and 0.89. ignore_background=True does the same. No warning.
+# optax 0.2.8, jax 0.10.2 (CPU): optax.losses.multiclass_generalized_dice_loss, which gives classes weights of 1 /
+# count**2 (Sudre et al., 2017), for a batch that lacks one of the classes, as batches of rare classes do. Expected:
+# the loss of the classes that are there; the count of an absent one, 0, is kept from ruling the sum, as MONAI's loss
+# of this name does, so that a batch of which each pixel is wrong has a loss near 1. Seen: an absent class has a
+# weight of 1 / 1e-7, the others of 1 / 230**2 and less, and weights are divided by their sum: all of the loss is that
+# of the absent class. A prediction wrong in all of 4096 pixels, which only never names the absent class, has a loss
+# of 0.000001, and an undecided one gradients that are 750,000 times smaller than those of the same batch without the
+# column of the absent class, whose losses are 0.99 and 0.89. ignore_background=True does the same. No warning.
 # Ends with 0 as long as this is so, with 1 once it changes. Needs Python 3.11 or later.
 set -eu
 folder=$(mktemp -d)
