@@ -80,8 +80,10 @@ def plain_warnings() -> None:
 _with_place = warnings.formatwarning
 
 
-def _formatted(message: Any, category: type[Warning], *place: Any) -> str:
-    return f"warning: {message}\n" if category is UserWarning else _with_place(message, category, *place)
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n" if category is UserWarning else _with_place(message, category, filename, lineno, line)
 
 
 def keep_compiled() -> None:
