@@ -83,7 +83,9 @@ _with_place = warnings.formatwarning
 def _formatted(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"warning: {message}\n" if category is UserWarning else _with_place(message, category, filename, lineno, line)
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _with_place(message, category, filename, lineno, line)
 
 
 def keep_compiled() -> None:
