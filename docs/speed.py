@@ -216,9 +216,9 @@ def _compact(found: Any) -> str:
 
 
 def sparse(report: Report) -> str:
-    """Sparse encoders compared with transformers, and the growth of sparse attention with length."""
+    """Sparse encoders compared with transformers."""
     rows = []
-    for name, row in report["models"].items():
+    for name, row in report["rows"].items():
         for what, found in row.items():
             if what in _MACHINE:
                 continue
@@ -230,19 +230,41 @@ def sparse(report: Report) -> str:
         "speed of transformers at 4,096 tokens. With texts of 512 tokens BigBird of transformers attends to all."
     )
     head = ["model", "", "ours, ms", "transformers, ms", "times", ""]
-    growth = []
-    for name, row in report["mixers"].items():
-        exponents = [row["time_exponent"], row["memory_exponent"]]
-        missed = "missed" if max(exponents) > row["asked"] else ""
-        lists = [", ".join(map(_number, row[what])) for what in ("ms", "mib")]
-        growth.append([name, *lists, *map(_number, exponents), missed])
-    lengths = ", ".join(f"{n:,}" for n in next(iter(report["mixers"].values()))["lengths"])
-    more = (
-        f"The gradient of one layer of 256 features and four heads with its default options on {lengths} tokens, and "
-        f"the exponents of its growth; the target is 1.1."
-    )
-    names = ["mixer", "ms", "temporary MiB", "exponent of time", "of memory", ""]
-    return f"## Sparse attention\n\n{text}\n\n{table(head, rows)}\n{more}\n\n{table(names, growth)}"
+    return f"## Sparse encoders\n\n{text}\n\n{table(head, rows)}"
+
+
+def growth(report: Report) -> str:
+    """How time and memory of one layer grow with length."""
+    parts = [
+        "## Growth with length\n\n`python -m benchmarks.growth`: one layer of 256 features and four heads with its "
+        "default options; exponents are slopes of the logarithms.\n"
+    ]
+    about = {
+        "sparse": "Sparse attention: the gradient, milliseconds and temporary MiB. Exponents should be at most 1.1.",
+        "constant": "Mixers whose state has one size at every length: the forward pass, microseconds a token. The "
+        "exponent of time should be between 0.9 and 1.1.",
+    }
+    for kind, text in about.items():
+        rows = {name: row for name, row in sorted(report["rows"].items()) if row["kind"] == kind}
+        if not rows:
+            continue
+        lengths = next(iter(rows.values()))["lengths"]
+        head = ["mixer", *(f"{n:,} tokens" for n in lengths), "exponent of time"]
+        lines = []
+        for name, row in rows.items():
+            missed, time = "missed" if row["missed"] else "", _number(row["time_exponent"])
+            if kind == "sparse":
+                cells = [f"{_number(ms)}, {_number(mib)}" for ms, mib in zip(row["ms"], row["mib"], strict=True)]
+                lines.append([name, *cells, time, _number(row["memory_exponent"]), missed])
+            else:
+                cells = [_number(1e3 * ms / n) for ms, n in zip(row["ms"], lengths, strict=True)]
+                lines.append([name, *cells, time, missed])
+        head += ["of memory", ""] if kind == "sparse" else [""]
+        asked = [name for name, of in report.get("asked_for", {}).items() if of == kind]
+        missing = len(set(asked) - set(rows))
+        parts.append(text + (f" {missing} of {len(asked)} are not measured." if missing else "") + "\n")
+        parts.append(table(head, lines))
+    return "\n".join(parts)
 
 
 def titans(report: Report) -> str:
@@ -486,6 +508,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "input_pipeline": input_pipeline,
     "mixers_speed": mixers,
     "sparse": sparse,
+    "growth": growth,
     "titans": titans,
     "longnet_scaling": scaling,
     "collectives": collectives,
