@@ -1,6 +1,6 @@
 """What each policy of rematerialization saves and costs: the gradient of a model, in one run on this device.
 
-``python -m benchmarks.rematerialization [--only=MODEL,...]`` writes
+``python -m benchmarks.rematerialization [--only=MODEL,...] [--batch=N]`` writes
 benchmarks/results/<platform>/rematerialization.json after each row, and keeps rows that it does not measure. Float32,
 training mode, the gradient of the mean square of the outputs. The contestants take turns after they were compiled.
 
@@ -35,7 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {"dots": {"remat": "dots"}, "block": {"remat"
 """The policies where a scan is not needed."""
 
 
-def program(name: str, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+def program(name: str, batch: int, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """The compiled gradient of a model, and its arguments."""
     import jax
     import jax.numpy as jnp
@@ -43,7 +43,7 @@ def program(name: str, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
 
     import zoo
 
-    batch, length = MODELS[name]
+    length = MODELS[name][1]
     model: Any = zoo.create(name, **options)
     model.train()
     size = None if length else model.config.image_size
@@ -56,12 +56,12 @@ def program(name: str, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     return jax.jit(jax.grad(loss)).lower(params, rest, x).compile(), (params, rest, x)
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
+def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """The row of a model."""
     import jax
 
     policies = SCANNED if importlib.metadata.version("jax").startswith("0.10.") else FORMS
-    made = {form: program(name, options) for form, options in {"as made": {}, **policies}.items()}
+    made = {form: program(name, batch, options) for form, options in {"as made": {}, **policies}.items()}
     took = {form: float("inf") for form in made}
     for _ in range(rounds + 1):  # the first run touches the memory for the first time
         for form, (compiled, arguments) in made.items():
@@ -81,7 +81,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         }
     return {
         "forms": found,
-        "batch": MODELS[name][0],
+        "batch": batch,
         "tokens": MODELS[name][1],
         "rounds": rounds,
         "versions": {package: importlib.metadata.version(package) for package in ("jax", "flax")},
@@ -93,6 +93,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help=f"models, separated by commas, of: {', '.join(MODELS)}")
+    parser.add_argument("--batch", type=int, help="rows of a batch, in a row of the table's own")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     names = [name.strip() for name in args.only.split(",") if name.strip()] or list(MODELS)
@@ -103,8 +104,9 @@ def main() -> None:
     path = pathlib.Path(__file__).parent / "results" / jax.default_backend() / "rematerialization.json"
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     for name in names:
-        row = measure(name, args.rounds)
-        report["rows"][f"{name}, jax {'.'.join(row['versions']['jax'].split('.')[:2])}"] = row
+        row = measure(name, args.batch or MODELS[name][0], args.rounds)
+        place = f"{name}, jax {'.'.join(row['versions']['jax'].split('.')[:2])}"
+        report["rows"][place + (f", batch {args.batch}" if args.batch else "")] = row
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
         print(name, json.dumps(row), flush=True)

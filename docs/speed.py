@@ -215,6 +215,36 @@ def _compact(found: Any) -> str:
     return "; ".join(f"{key}: {_compact(value)}" for key, value in found.items())
 
 
+def sparse(report: Report) -> str:
+    """Sparse encoders compared with transformers, and the growth of sparse attention with length."""
+    rows = []
+    for name, row in report["models"].items():
+        for what, found in row.items():
+            if what in _MACHINE:
+                continue
+            times, asked = found["ms"], found["asked"]
+            cells = [_number(times["ours"]), _number(times["transformers"]), _number(found["times"])]
+            rows.append([name, what, *cells, "missed" if asked is not None and found["times"] < asked else ""])
+    text = (
+        "`python -m benchmarks.sparse`: two blocks of the published size, the same weights. The target is 2 times the "
+        "speed of transformers at 4,096 tokens. With texts of 512 tokens BigBird of transformers attends to all."
+    )
+    head = ["model", "", "ours, ms", "transformers, ms", "times", ""]
+    growth = []
+    for name, row in report["mixers"].items():
+        exponents = [row["time_exponent"], row["memory_exponent"]]
+        missed = "missed" if max(exponents) > row["asked"] else ""
+        lists = [", ".join(map(_number, row[what])) for what in ("ms", "mib")]
+        growth.append([name, *lists, *map(_number, exponents), missed])
+    lengths = ", ".join(f"{n:,}" for n in next(iter(report["mixers"].values()))["lengths"])
+    more = (
+        f"The gradient of one layer of 256 features and four heads with its default options on {lengths} tokens, and "
+        f"the exponents of its growth; the target is 1.1."
+    )
+    names = ["mixer", "ms", "temporary MiB", "exponent of time", "of memory", ""]
+    return f"## Sparse attention\n\n{text}\n\n{table(head, rows)}\n{more}\n\n{table(names, growth)}"
+
+
 def titans(report: Report) -> str:
     """Memories: learning in chunks compared with token by token, the same algorithm."""
     rows = []
@@ -455,6 +485,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "rematerialization": rematerialization,
     "input_pipeline": input_pipeline,
     "mixers_speed": mixers,
+    "sparse": sparse,
     "titans": titans,
     "longnet_scaling": scaling,
     "collectives": collectives,

@@ -113,14 +113,18 @@ class ContextMixingConvolution(Mixer):
             raise ValueError(f"kernel_size {kernel_size} is less than small_kernel_size {small_kernel_size}")
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
-        def unbiased(source: int, width: int, activation: Any = None) -> ConvNorm:
-            return ConvNorm(source, width, kernel_size=1, use_bias=False, activation=activation, **common)
+        def unbiased(source: int, width: int, activation: Any = None, **changed: Any) -> ConvNorm:
+            options = common | changed
+            return ConvNorm(source, width, kernel_size=1, use_bias=False, activation=activation, **options)
 
         norm = functools.partial(BatchNorm, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.fusion = Fusion(features, width, **common) if context_features else None
         self.value = None if context_features else unbiased(width, width)
         self.query = unbiased(width, width // 2)
-        self.key = unbiased(context_features or width, width // 2)
+        # In float32: the larger the map, the less its regions' means differ, and the batch norm of 49 of them amplifies
+        # what rounding leaves of their differences.
+        wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
+        self.key = unbiased(context_features or width, width // 2, dtype=wide)
         self.kernels = Linear(PARTS**2, small_kernel_size**2 + kernel_size**2, **common)
         sides = (2 * small_kernel_size - 1, 2 * kernel_size - 1)
         self.small_bias, self.large_bias = (nnx.Param(zeros(None, (groups, s, s), param_dtype)) for s in sides)
@@ -176,11 +180,13 @@ class ContextMixingConvolution(Mixer):
     def _kernels(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Kernels of every token, float32 (batch, height, width, groups, neighbors), small and large."""
         own, context = (x, x) if self.fusion is None else jnp.split(x, [self.width], axis=-1)
-        pooled, share = adaptive_average_pool(context, (PARTS, PARTS), mask)
+        wide = context.astype(jnp.promote_types(context.dtype, jnp.float32))
+        pooled, share = adaptive_average_pool(wide, (PARTS, PARTS), mask)
         real = None if mask is None else share > 0
         keys = without_padding(self.key(pooled, real), real).reshape(x.shape[0], PARTS**2, self.groups, -1)
         queries = self.query(own, mask) * (self.width / self.groups) ** -0.5
         queries = queries.reshape(*x.shape[:3], self.groups, -1)
+        keys = keys.astype(queries.dtype)
         logits = self.kernels(jnp.einsum("bhwgc,blgc->bhwgl", queries, keys)).astype(jnp.float32)
         parts = jnp.split(logits, [self.small_kernel_size**2], axis=-1)
         tables = ((self.small_kernel_size, self.small_bias), (self.kernel_size, self.large_bias))

@@ -321,7 +321,8 @@ def create_mixer(
     )
     if causal and not mixer.causal:
         raise ValueError(
-            f"{type(mixer).__name__} is bidirectional only: it can't be used where tokens may not see later ones"
+            f"{type(mixer).__name__} is bidirectional only: it can't be used where tokens may not see later ones, as "
+            f"attention or mamba2 can"
         )
     if place.dropout and "dropout" not in taken and "place" not in taken and not any_option:
         mixer.ignored = ("dropout",)

@@ -124,8 +124,10 @@ def lifted(x: jax.Array, count: jax.Array, levels: int) -> list[Band]:
         even, odd = _parted(x)
         evens, odds = (count + 1) // 2, count // 2
         fine = odd - (even + _neighbor(even, 1, evens)) / 2
+        fine = fine[:, : max(x.shape[1] // 2, 1)]  # of an odd length the last pair has one sample
         fine = without_padding(fine, jnp.arange(fine.shape[1]) < odds[:, None])
-        x = even + (_neighbor(fine, -1, odds) + _neighbor(fine, 0, odds)) / 4
+        beside = _as_long(fine, even)
+        x = even + (_neighbor(beside, -1, odds) + _neighbor(beside, 0, odds)) / 4
         bands.append((fine, odds))
         count = evens
         x = without_padding(x, jnp.arange(x.shape[1]) < count[:, None])
@@ -136,6 +138,7 @@ def lowered(bands: list[Band], lengths: list[int]) -> jax.Array:
     """The inverse of :func:`lifted`; arguments as in :func:`synthesized`."""
     (x, count), *fine = bands
     for (band, odds), length in zip(fine, reversed(lengths), strict=True):
+        band = _as_long(band, x)
         even = x - (_neighbor(band, -1, odds) + _neighbor(band, 0, odds)) / 4
         odd = band + (even + _neighbor(even, 1, count)) / 2
         x, count = jnp.stack([even, odd], 2).reshape(len(x), -1, x.shape[-1])[:, :length], count + odds
@@ -146,6 +149,11 @@ def _parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Even and odd samples, padded to equal numbers."""
     pairs = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))).reshape(len(x), -1, 2, x.shape[-1])
     return pairs[:, :, 0], pairs[:, :, 1]
+
+
+def _as_long(x: jax.Array, other: jax.Array) -> jax.Array:
+    """``x`` with zeros behind, up to the length of ``other``."""
+    return jnp.pad(x, ((0, 0), (0, other.shape[1] - x.shape[1]), (0, 0)))
 
 
 def _neighbor(x: jax.Array, step: int, count: jax.Array) -> jax.Array:

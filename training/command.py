@@ -23,8 +23,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from suggestions import unknown
-from zoo.commands import deliberate, keep_compiled
+from suggestions import near, unknown
+from zoo.commands import deliberate, keep_compiled, literal, plain_warnings
 
 _HOME = Path(__file__).resolve().parent.parent
 
@@ -56,12 +56,23 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with the same --workdir continues from the last checkpoint")
     except Exception as error:
-        message = f"error: {error}" if deliberate(error) else None
+        message = f"error: {error}" if deliberate(error) else _out_of_memory(error)
         if jax.process_count() > 1:
             _abandon(error, message)
         if message is None:
             raise
         sys.exit(message)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """The message if a device ran out of memory."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return (
+        f"error: out of memory: {str(error).splitlines()[0]}. Try a smaller --config.batch_size, a greater "
+        f"--config.accumulate (same result, microbatches), --config.remat=dots or block, a smaller model or shorter "
+        f"inputs"
+    )
 
 
 def _abandon(error: Exception, message: str | None) -> None:
@@ -86,7 +97,9 @@ def _load(value: str) -> ConfigDict:
     """The config that ``--config=FILE:ARGUMENT`` names."""
     path, _, argument = value.partition(":")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--config={value}: there is no file {path}")
+        hint = near(Path(path).stem, [file.stem for file in _config_files()])
+        hint = re.sub(r"'(\w+)'", r"configs/\1.py", hint) or "; without arguments train.py lists them"
+        raise FileNotFoundError(f"--config={value}: there is no file {path}{hint}")
     spec = importlib.util.spec_from_file_location("config_of_the_command", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={value}: {path} is not a Python file")
@@ -118,10 +131,12 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
             name = part.split("[", 1)[0]
             if not isinstance(node, ConfigDict) or name not in node:
                 known = list(node.keys()) if isinstance(node, ConfigDict) else []
-                raise ValueError(
-                    f"--config.{path}: "
-                    + unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known)
-                )
+                said = unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known)
+                if "did you mean" not in said:
+                    elsewhere = [f"--config.{field}" for field in _fields(config) if field.split(".")[-1] == parts[-1]]
+                    more = f"; {' or '.join(elsewhere)} is one" if elsewhere else ""
+                    said += f"{more}; hyper-parameters of the model are given as --config.model_options.NAME=VALUE"
+                raise ValueError(f"--config.{path}: {said}")
             node = node[name]
         value = argument.partition("=")[2]
         if isinstance(node, ConfigDict) and not value.startswith("{"):
@@ -136,18 +151,27 @@ _OPTION = re.compile(r"--?config\.(model_options|optimizer\.options|aux_losses)\
 _options: dict[str, dict[str, Any]] = {}
 
 
+_VALUED = re.compile(r"--?config(\.(model_options|optimizer\.options|aux_losses)\.\w+)?")
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--config FILE`` as ``--config=FILE``, and the hyper-parameters in the same way."""
+    rest, joined = iter(arguments), []
+    for argument in rest:
+        value = next(rest, None) if _VALUED.fullmatch(argument) else None
+        joined.append(argument if value is None else f"{argument}={value}")
+    return joined
+
+
 def _take_options(arguments: Sequence[str]) -> list[str]:
     """Stores ``--config.model_options.NAME=VALUE`` and the like for :func:`required` and returns the other arguments:
     the config does not list the hyper-parameters of models and optimizers, so that its own parser would refuse them.
     """
     rest = []
-    for argument in arguments:
+    for argument in _joined(arguments):
         if found := _OPTION.fullmatch(argument):
             options = _options.setdefault(found[1], {})
-            try:
-                options[found[2]] = ast.literal_eval(found[3])
-            except (ValueError, SyntaxError):
-                options[found[2]] = found[3]
+            options[found[2]] = literal(argument, found[3])
         else:
             rest.append(argument)
     return rest
@@ -157,15 +181,59 @@ def parse(arguments: Sequence[str]) -> list[str]:
     """The flags parser of the commands: reports a missing config file, a wrong argument or an unknown field in one
     message.
     """
+    config: ConfigDict | None = None
     with one_message():
         for value in (a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))):
-            check_fields(_load(value), arguments)
-    return app.parse_flags_with_usage(list(arguments))
+            config = _load(value)
+            check_fields(config, arguments)
+        try:
+            return flags.FLAGS(list(arguments))
+        except flags.UnrecognizedFlagError as error:
+            raise ValueError(_unknown_flag(error.flagname, config)) from None
+        except flags.Error as error:
+            raise ValueError(_reworded(str(error))) from None
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all fields."""
+    found: list[str] = []
+    for name, value in config.items():
+        found += _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+    return found
+
+
+def _unknown_flag(name: str, config: ConfigDict | None) -> str:
+    """The message for a flag that there is not: it may be a field of the config."""
+    wanted = name.split(".", 1)[-1].rpartition(".")[2]
+    fields = [] if config is None else _fields(config)
+    if meant := [path for path in fields if path.rpartition(".")[2] == wanted]:
+        flag = " or ".join(f"--config.{path}=VALUE" for path in meant)
+        return f"unknown flag --{name}: the config has a field of this name, which is given as {flag}"
+    ours = [own.name for own in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], ())]
+    hint = re.sub(r"'([\w.]+)'", r"--\1", near(name, [*ours, *(f"config.{path}" for path in fields)]))
+    return f"unknown flag --{name}{hint}{'' if hint else ': --help shows the flags'}"
+
+
+_WORDS = {
+    r"invalid literal for int\(\) with base \d+: .*": "it takes a whole number",
+    r"could not convert string to float: .*": "it takes a number",
+    r"\('Non-boolean argument to boolean flag', .*\)": "it takes true or false",
+}
+
+
+def _reworded(message: str) -> str:
+    """absl's message on the value of a flag, without what Python's own parsers said."""
+    found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
+    if found is None:
+        return message
+    reason = next((words for said, words in _WORDS.items() if re.fullmatch(said, found[2], re.DOTALL)), found[2])
+    return f"{found[1]}: {reason}"
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs ``main``; keeps compiled programs between runs."""
-    sys.argv[:] = _take_options(sys.argv)  # before the config's own parser reads them; sys.orig_argv has all
+    with one_message():
+        sys.argv[:] = _take_options(sys.argv)  # before the config's own parser reads them; sys.orig_argv has all
 
     def guarded(arguments: list[str]) -> None:
         with one_message():
@@ -174,19 +242,23 @@ def run(main: Callable[[], None]) -> None:
             main()
 
     gc.freeze()  # imported objects stay: the garbage collector skips them from now on
+    plain_warnings()
     keep_compiled()
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report every file that they open
     app.run(guarded, flags_parser=parse)
 
 
+def _config_files() -> list[Path]:
+    return [path for path in sorted((_HOME / "configs").glob("*.py")) if "def get_config" in path.read_text()]
+
+
 def configs() -> str:
     """A line for each config file of this repository."""
     lines = []
-    for path in sorted((_HOME / "configs").glob("*.py")):
+    for path in _config_files():
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        if "def get_config" in path.read_text():
-            about = " ".join(text.split("\n\n")[0].split())
-            lines.append(f"  --config=configs/{path.name:<24} {about}")
+        about = " ".join(text.split("\n\n")[0].split())
+        lines.append(f"  --config=configs/{path.name:<24} {about}")
     more = f"  after the file's name what to train on: {_OWN}; configs/common.py explains all"
     return "\n".join([*lines, more])
 

@@ -60,7 +60,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="a file, folder or hf://owner/name")
     commands.option_arguments(parser)
     parser.add_argument("--quantize", help="keep the weights as int8 or bfloat16")
-    parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
+    parser.add_argument("--tokenizer", help="a tokenizer.json, with --model; default: bytes")
     parser.add_argument("--prompt", default="", help="the text to continue; - reads standard input")
     parser.add_argument("--source", help="the text that an encoder-decoder reads; - reads standard input")
     parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_TOKENS)
@@ -114,6 +114,9 @@ def _generate(given: argparse.Namespace) -> None:
     if given.workdir:
         if given.option:
             raise ValueError("--option is for --model: a run has its own hyper-parameters")
+        for name in ("weights", "tokenizer"):
+            if getattr(given, name):
+                raise ValueError(f"--{name} is for --model: a run has its own")
         model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
     else:
         model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer, commands.options_of(given))

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import fnmatch
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import jax
 import numpy as np
 
 import tokenization
+from layers.mixer import list_mixers
 from layers.state import flatten
 from primitives.memory import size
 from suggestions import installation, near
@@ -32,6 +36,7 @@ from zoo.generation import encoded, next_tokens
 from zoo.inspection import attention_maps, attention_rollout, capture
 from zoo.prediction import predict
 from zoo.registry import Variant, list_models, variant
+from zoo.sources import on_hub, run_record
 from zoo.summaries import Summary, summary
 from zoo.weights import save
 
@@ -65,6 +70,22 @@ def deliberate(error: BaseException) -> bool:
         trace = trace.tb_next
     raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
     return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
+
+
+def plain_warnings() -> None:
+    """Prints warnings for users, those of the zoo among them, without a file and a line of code."""
+    warnings.formatwarning = _formatted
+
+
+_with_place = warnings.formatwarning
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _with_place(message, category, filename, lineno, line)
 
 
 def keep_compiled() -> None:
@@ -101,10 +122,11 @@ def main(
         command.arguments(named.add_parser(name, help=command.about, description=command.about))
     if given and not given[0].startswith("-") and given[0] not in table:
         parser.error(f"unknown command {given[0]!r}{near(given[0], table)}; there are: {', '.join(table)}")
-    options = parser.parse_args(given)
+    options, rest = parser.parse_known_args(given)
     if options.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
+    _refuse(rest, named.choices[options.command])
     _run(table[options.command], options)
 
 
@@ -112,12 +134,29 @@ def alone(command: Command, prog: str, arguments: Sequence[str] | None = None) -
     """Runs one command that has a script of its own; raises as :func:`main`."""
     parser = Parser(prog=prog, description=command.about)
     command.arguments(parser)
-    _run(command, parser.parse_args(arguments))
+    options, rest = parser.parse_known_args(arguments)
+    _refuse(rest, parser)
+    _run(command, options)
+
+
+def _refuse(rest: Sequence[str], parser: Parser) -> None:
+    """Ends with 2 if arguments are left over: names the first one, with the flags near it and how options of the model
+    are given.
+    """
+    if not rest:
+        return
+    flag = rest[0].partition("=")[0]
+    known = re.findall(r"--\w+", parser.format_usage())
+    hint = near(flag, known) if flag.startswith("-") else ""
+    if not hint and "--option" in known:
+        hint = ": hyper-parameters of the model are given as --option NAME=VALUE, such as --option mixer=agent"
+    parser.error(f"unknown argument {rest[0]!r}{hint}")
 
 
 def _run(command: Command, options: argparse.Namespace) -> None:
     try:
         installation.refuse_others()
+        plain_warnings()
         keep_compiled()
         command.run(options)
         sys.stdout.flush()
@@ -133,11 +172,23 @@ def _run(command: Command, options: argparse.Namespace) -> None:
 
 def _list_arguments(parser: Parser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help='a name, or a pattern such as "vit_*"')
+    parser.add_argument("--mixers", action="store_true", help="the names that mixer= takes, in place of models")
     parser.add_argument("--json", action="store_true", help="one JSON list of everything known about them")
 
 
 def _list(given: argparse.Namespace) -> None:
+    mixers = fnmatch.filter(list_mixers(), given.pattern)
+    if given.mixers:
+        if given.json:
+            raise ValueError("--json lists what is known of models: leave out --mixers")
+        if not mixers:
+            raise ValueError(f"no mixer is named {given.pattern!r}{near(given.pattern, list_mixers())}")
+        print("\n".join(mixers))
+        return
     names = list_models(given.pattern)
+    if not names and mixers:
+        what = "mixers are" if len(mixers) > 1 else "a mixer is"
+        raise ValueError(f"no model is named {given.pattern!r}, but {what}: --mixers lists mixers in place of models")
     if not names:
         raise ValueError(f"no model is named {given.pattern!r}{near(given.pattern, list_models())}")
     print(json.dumps([described(variant(name)) for name in names], indent=2) if given.json else "\n".join(names))
@@ -176,21 +227,43 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     """The hyper-parameters that the command line gives.
 
     Raises:
-      ValueError: an option without a value.
+      ValueError: an option without a value, or with half a one.
     """
     found = {}
     for text in given.option:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--option {text}: give NAME=VALUE, as --option depth=2")
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value
+        found[name] = literal(f"--option {text}", value)
     return found
 
 
+def literal(argument: str, value: str) -> Any:
+    """The Python value that an argument's text stands for; the text itself if it stands for none.
+
+    Raises:
+      ValueError: a tuple, list or dict that Python does not read.
+    """
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        if value.startswith(("{", "[", "(")):
+            raise ValueError(f"{argument}: Python does not read this value: is a bracket or a quote missing?") from None
+        return value
+
+
 def _make(given: argparse.Namespace, **more: Any) -> Any:
+    if given.model is None and not given.weights:
+        raise ValueError("give --model=NAME, one of those that `list` prints, or --weights=DIR, the folder of a run")
+    if given.model is None and not on_hub(given.weights) and run_record(given.weights) is None:
+        if not Path(given.weights).exists():
+            raise ValueError(
+                f"there are no weights at {given.weights}; the name of a released checkpoint needs --model=NAME too"
+            )
+        raise ValueError(
+            f"{given.weights} does not say which model it is, as the folder of a run does: give --model=NAME, one of "
+            f"those that `list` prints, and --option for what differs from it"
+        )
     return create(given.model, weights=given.weights, **more, **options_of(given))
 
 
@@ -336,7 +409,7 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "list": Command("Lists the models.", _list_arguments, _list),
+    "list": Command("Lists the models, or the mixers.", _list_arguments, _list),
     "summary": Command(
         "Shows what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
     ),

@@ -58,9 +58,15 @@ def create(
     record = run_record(weights)
     if name is None:
         if record is None:
+            given = weights if isinstance(weights, str | Path) else None
+            if given is not None and not on_hub(given) and not Path(given).exists():
+                raise ValueError(
+                    f"there are no weights at {given}; the name of a released checkpoint needs that of a model too"
+                )
             raise ValueError(
                 "zoo.create needs the name of a model, or weights= the working directory of a training run or what "
-                "zoo.save_folder or zoo.push_to_hub wrote; zoo.list_models() lists the names"
+                f"zoo.save_folder or zoo.push_to_hub wrote{'' if given is None else f', and {given} is none of them'}; "
+                "zoo.list_models() lists the names"
             )
         name = record["model"]
     entry = variant(name)

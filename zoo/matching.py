@@ -270,7 +270,8 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
         parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)
-        parts.append(f"by its shapes it is {nearest}" if nearest else "it fits no model of this zoo")
+        none = "it fits no model of this zoo as published"
+        parts.append(f"by its shapes it is {nearest}" if nearest else none)
     return "; ".join(parts)
 
 

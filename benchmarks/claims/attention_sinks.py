@@ -7,9 +7,9 @@ denominator; sigmoid weights, shifted by -log(64), which are not divided by thei
 "sink" is the share of heads in which the first token's importance is above 0.3 (section 3.1), of 64 windows; weights
 that do not sum to 1 are divided by their sum first. "importance" is the mean of the first token's over heads.
 
-Seed 0: after 1.6 million bytes there are next to no sinks, whatever the weights; the first token's importance is 0.04
-to 0.06, and 0.07 is that of equal weights. What the claim is about does not arise in models so small and so little
-trained.
+With three seeds, after 1.6 million bytes, there are next to no sinks, whatever the weights; the first token's
+importance is 0.04 to 0.06, and 0.07 is that of equal weights. What the claim is about does not arise in models so small
+and so little trained.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ it is, and with positions sampled from 64. They are tested on 9 to 20 symbols. T
 up to 500 symbols, with positions from 2048, on fifteen problems. "at_n" is the accuracy at that length; 8 is the
 longest of training.
 
-Medians of three seeds (two of ALiBi with randomized positions): learned embeddings and sinusoids gain 0.20 and 0.27 at
-lengths beyond training, rotary positions 0.07, ALiBi nothing. Without randomization all but ALiBi solve the training
-lengths without error; the randomized ones get 0.73 to 0.92 of the symbols right: they learn more slowly.
+Medians of three seeds: learned embeddings and sinusoids gain 0.20 and 0.27 at lengths beyond training, rotary positions
+0.07, ALiBi nothing. Without randomization all but ALiBi solve the training lengths without error; the randomized ones
+get 0.73 to 0.92 of the symbols right: they learn more slowly.
 """
 
 from __future__ import annotations

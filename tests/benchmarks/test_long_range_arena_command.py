@@ -70,6 +70,8 @@ def test_what_is_asked_for_is_checked() -> None:
     ):
         with pytest.raises(SystemExit, match=message):
             long_range_arena.main(arguments)
+    small = long_range_arena.wanted(long_range_arena._arguments().parse_args([]))
+    assert {job["task"] for job in small} == {"listops", "pixels"}, "the small Pathfinder is left out"
     parsed = long_range_arena._arguments().parse_args(["--protocol=paper", "--task=text", "--path=DIR", "--seeds=3"])
     jobs = long_range_arena.wanted(parsed)
     assert [job["task"] for job in jobs] == ["paper_text"] * len(long_range_arena.DEFAULT)

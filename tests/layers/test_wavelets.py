@@ -15,7 +15,7 @@ import layers
 from layers import Mixer, Tokens
 from layers.wavelets import analyzed, daubechies, lifted, lowered, rotated, synthesized
 from tests.compilation import program
-from tests.layers.mixer_cases import relative
+from tests.layers.mixer_cases import FEATURES, MixerCase, relative
 from tests.references import wavelets as recorded
 
 ARRAYS = dict(np.load(recorded.PATH))
@@ -56,6 +56,15 @@ def test_rows_of_a_batch_have_the_coefficients_of_pywavelets(taps: int, record_p
     about = {"reference": json.loads(str(ARRAYS["about"]))["package"], "kind": "recorded", "mapped": 0}
     record_property("parity", {**about, "architecture": f"wavelets (op, {taps} taps)", "difference": difference})
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.full), 7])
+def test_a_row_of_odd_length_is_lifted_as_if_it_were_masked(length: int) -> None:
+    """The last pair has no odd sample, and none may be mixed."""
+    mixed = program(MixerCase("wavelet_space", "lift", causal=False).make())
+    x = np.random.default_rng(0).standard_normal((1, 10, FEATURES)).astype(np.float32)
+    padded = mixed(x, jnp.arange(10)[None] < length)[:, :length]
+    np.testing.assert_allclose(mixed(x[:, :length]), padded, atol=1e-6)
 
 
 @pytest.mark.parametrize("wavelet", ["fixed", "orthogonal", "lift"])

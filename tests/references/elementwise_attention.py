@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 from tests.references.weighted_scores import classes
 
 PATH = Path(__file__).with_suffix(".npz")
@@ -45,10 +45,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     state = {name: torch.from_numpy(array) for name, array in weights().items()}
 
     def keep(name: str, call: Any) -> None:
-        x = torch.from_numpy(tokens()).requires_grad_()
-        y = call(x)
-        torch.sin(y).sum().backward()
-        made[f"{name}/out"], made[f"{name}/gradient"] = y.detach().numpy(), x.grad.numpy()
+        made.update(recording.output_and_gradient(name, call, tokens()))
 
     typing = type("typing", (), {"Callable": Any, "Optional": Optional, "Tuple": tuple})
     given: dict[str, Any] = {"torch": torch, "nn": torch.nn, "math": math, "t": typing, "__name__": __name__}

@@ -98,6 +98,18 @@ def outputs(
     return kept(arrays, keep)
 
 
+def output_and_gradient(name: str, call: Callable[[Any], Any], tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """``name/out``, the output of ``call`` for a tensor of ``tokens``, and ``name/gradient``, that of ``sum(sin(out))``
+    with respect to them.
+    """
+    from tests.references.live import torch
+
+    x = torch.from_numpy(tokens).requires_grad_()
+    out = call(x)
+    torch.sin(out).sum().backward()
+    return {f"{name}/out": out.detach().numpy(), f"{name}/gradient": x.grad.numpy()}
+
+
 def channels_last(out: Any) -> np.ndarray:
     """An output (batch, channels, height, width) of PyTorch."""
     return out.detach().numpy().transpose(0, 2, 3, 1)

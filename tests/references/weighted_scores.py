@@ -22,7 +22,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED, BATCH, FEATURES, HEADS, LENGTH, GAUSSIANS = 20, 2, 12, 3, 23, 3
@@ -89,10 +89,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     made: dict[str, np.ndarray] = {}
 
     def keep(name: str, call: Any) -> None:
-        x = torch.from_numpy(tokens()).requires_grad_()
-        y = call(x)
-        torch.sin(y).sum().backward()
-        made[f"{name}/out"], made[f"{name}/gradient"] = y.detach().numpy(), x.grad.numpy()
+        made.update(recording.output_and_gradient(name, call, tokens()))
 
     folder = clones / "rcmha" / "rcmha"
     found = classes(folder / "attention.py", given | classes(folder / "util.py", given))

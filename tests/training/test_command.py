@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -154,6 +155,75 @@ def test_hyper_parameters_of_the_model_are_given_as_flags(monkeypatch):
         "optimizer.options": {"b1": 0.5},
         "aux_losses": {"balance": 0.01},
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("learning_rate=3", "unknown field .*; --config.optimizer.learning_rate is one; hyper-parameters"),
+        ("mixer=agent", "unknown field .*; hyper-parameters .* --config.model_options.NAME=VALUE"),
+    ],
+)
+def test_a_field_of_another_group_is_found(field, message):
+    with pytest.raises(ValueError, match=message):
+        command.check_fields(toy.config(), ["train.py", f"--config.{field}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("batch_size", "is given as --config.batch_size=VALUE"),
+        ("learning_rate", "is given as --config.optimizer.learning_rate=VALUE"),
+        ("cfg.optimizer.learning_rate", "is given as --config.optimizer.learning_rate=VALUE"),
+        ("config.batch_sise", "did you mean --config.batch_size"),
+        ("zzz", "unknown flag --zzz: --help shows the flags"),
+    ],
+)
+def test_an_unknown_flag_leads_to_the_field(name, message):
+    assert message in command._unknown_flag(name, toy.config())
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "flag --config.seed=1.5: invalid literal for int() with base 10: '1.5'",
+            "--config.seed=1.5: it takes a whole",
+        ),
+        ("flag --config.ema=x: could not convert string to float: 'x'", "--config.ema=x: it takes a number"),
+        ("flag --extend=3: ('Non-boolean argument to boolean flag', '3')", "--extend=3: it takes true or false"),
+        ("Missing value for flag --workdir", "Missing value for flag --workdir"),
+    ],
+)
+def test_a_value_of_another_type_is_said_in_plain_words(said, message):
+    assert command._reworded(said).startswith(message)
+
+
+def test_a_device_without_memory_is_one_message():
+    message = r"error: out of memory: RESOURCE_EXHAUSTED.*--config.accumulate"
+    with pytest.raises(SystemExit, match=message), command.one_message():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError), command.one_message():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_a_wrong_value_is_one_line():
+    given = [sys.executable, "train.py", "--config", "configs/biformer.py", "--config.batch_size=abc"]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert (done.returncode, done.stderr) == (1, "error: --config.batch_size=abc: it takes a whole number\n")
+
+
+@pytest.mark.parametrize("given", ["biforme", "configs/biforme.py", "biforme.py:folder,path=x"])
+def test_a_config_file_is_suggested(given):
+    with pytest.raises(SystemExit, match=r"there is no file .*: did you mean configs/biformer.py"):
+        command.parse(["train.py", f"--config={given}"])
+
+
+def test_options_of_the_model_may_follow_a_space(monkeypatch):
+    monkeypatch.setattr(command, "_options", {})
+    given = ["train.py", "--config", "x", "--config.model_options.depth", "2"]
+    assert command._take_options(given) == ["train.py", "--config=x"]
+    assert command._options == {"model_options": {"depth": 2}}
 
 
 @pytest.mark.parametrize("value", ["photos", ""])

@@ -148,6 +148,8 @@ def test_other_tasks_have_no_sample() -> None:
         (("--model=biformer_nano", "--weights=x"), "biformer_nano is not a language model"),
         (("--workdir=/nowhere",), "has no config.json"),
         (("--workdir=/nowhere", "--option=depth=1"), "--option is for --model"),
+        (("--workdir=/nowhere", "--tokenizer=x"), "--tokenizer is for --model"),
+        (("--workdir=/nowhere", "--weights=x"), "--weights is for --model"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import layers
 import zoo
 from layers.state import flatten
 from suggestions import installation, near
@@ -46,6 +49,12 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["summary", "vit_nano_patch4_32", "--option=dropout=2"], r"dropout is a number in \[0, 1\), not 2"),
         (["summary", "vit_nano_patch4_32", "--option=qkv_bias=false"], "qkv_bias is True or False, not 'false'"),
         (["summary", "vit_nano_patch4_32", "--option=mixer=3"], "a mixer is a name, .* not 3"),
+        (["summary", "vit_nano_patch4_32", "--option=mixer={'name': "], "Python does not read this value"),
+        (["list", "neighborhood"], "no model is named 'neighborhood', but a mixer is: --mixers lists"),
+        (["list", "atention", "--mixers"], "no mixer is named 'atention': did you mean 'attention'"),
+        (["predict", "a.png", "--weights=absent"], "there are no weights at absent; the name of a released"),
+        (["predict", "a.png", f"--weights={__file__}"], "does not say which model it is, .* give --model=NAME"),
+        (["export", "a"], "give --model=NAME, .* or --weights=DIR"),
         (["export", "none/a", "--model=vit_nano_patch4_32", *OPTIONS], "there is no folder none to write a in"),
         (["export", ".", "--model=vit_nano_patch4_32", *OPTIONS], "is a folder: name a file in it"),
         (["predict", "a.png", "--model=vit_nano_patch4_32", "--weights=absent.npz"], "there are no weights at absent"),
@@ -61,6 +70,47 @@ def test_an_unknown_command_lists_near_ones(capsys: pytest.CaptureFixture[str]) 
         commands.main(["sumary"])
     assert ended.value.code == 2
     assert "unknown command 'sumary': did you mean 'summary'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--options", "depth=2"], "summary: error: unknown argument '--options': did you mean '--option'?"),
+        (["--mixer=agent"], "unknown argument '--mixer=agent': hyper-parameters of the model are given as --option"),
+        (["mixer=agent"], "unknown argument 'mixer=agent': hyper-parameters of the model are given as --option"),
+    ],
+)
+def test_an_unknown_argument_is_named_with_the_flag_that_was_meant(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["summary", "vit_nano_patch4_32", *given])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "[--option NAME=VALUE]" in printed  # the usage is that of the command
+
+
+def test_mixers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.main(["list", "--mixers"])
+    assert capsys.readouterr().out.split() == layers.list_mixers()
+    commands.main(["list", "mamba*", "--mixers"])
+    assert capsys.readouterr().out.split() == ["mamba", "mamba2"]
+
+
+def test_warnings_for_users_are_without_lines_of_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def warn(_: Any) -> None:
+        warnings.warn("the head stays random", stacklevel=1)
+        warnings.warn("not for users", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *given: sys.stderr.write(warnings.formatwarning(*given[:4]))
+        commands.main(["told"], {"told": commands.Command("About.", lambda _: None, warn)})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: the head stays random"
+    assert "DeprecationWarning: not for users" in lines[1]
+    assert "test_command_line.py" in lines[1]
 
 
 def test_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,8 @@ def test_a_run_is_a_model_by_itself(tmp_path: Path) -> None:
 def test_a_model_needs_a_name_or_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs the name of a model, or weights= the working directory"):
         zoo.create(weights=tmp_path)
+    with pytest.raises(ValueError, match=r"there are no weights at .*absent; the name of a released checkpoint needs"):
+        zoo.create(weights=tmp_path / "absent")
 
 
 def test_a_model_of_text_has_none() -> None:

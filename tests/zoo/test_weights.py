@@ -290,7 +290,7 @@ def test_wrong_architecture_names_the_nearest() -> None:
         {"a.weight": np.zeros((3, 3))},
         r"does not fit vit_small_patch16_224: none of its namings .* the nearest is 'timm'",
     )
-    assert "it fits no model of this zoo" in message
+    assert "it fits no model of this zoo as published" in message
     assert len(message) < 400  # of another architecture's names a few are enough
 
 
