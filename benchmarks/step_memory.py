@@ -1,6 +1,6 @@
 """How many examples of a training step fit in the memory of a device, for every published model, counted by tracing:
 ``python -m benchmarks.step_memory`` writes benchmarks/results/counted/step_memory.json after each model and continues
-with those that are missing; ``--again`` counts those of ``--only`` once more.
+with those that are missing or failed; ``--again`` counts those of ``--only`` once more.
 
 Nothing is computed, and no parameter is allocated. The step is that of train.py with everything in float32: AdamW,
 cross entropy, no rematerialization (``remat="nothing"``), no average of the weights. Images have the size of the model;
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def example(entry: Variant, model: Any) -> list[tuple[tuple[int, ...], str]]:
     config: Any = entry.config
     if hasattr(config, "image_size"):
         return [((config.image_size, config.image_size, config.in_channels), "float32")]
-    multiple = getattr(model, "segment_multiple", 1)
+    multiple = math.lcm(getattr(model, "segment_multiple", 1), getattr(config, "ratio", 1))
     length = getattr(config, "max_length", TOKENS) // multiple * multiple
     if not hasattr(config, "vocab_size"):
         return [((length, config.in_features), "float32")]
@@ -179,7 +180,8 @@ class _Known:
         from primitives.memory import moments
 
         program, arguments = self._step.trace(examples)
-        self.traced[examples] = [size(arguments) + live for live in moments(program.jaxpr)]
+        held = size(arguments)
+        self.traced[examples] = [held + live for live in moments(program.jaxpr)]
 
     def most(self, limit: int) -> int:
         """The most examples whose step fits, which was traced; 0 where one does not."""
@@ -285,8 +287,11 @@ def main(given: Sequence[str] | None = None) -> None:
         args.output.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
     for name in wanted:
-        if args.again or name not in report["models"]:
-            report["models"][name] = count(name)
+        if args.again or "fits" not in report["models"].get(name, ()):
+            try:
+                report["models"][name] = count(name)
+            except Exception as error:  # a model that fails is a row that says so
+                report["models"][name] = {"fault": f"{type(error).__name__}: {error}"}
             write()
             print(name, json.dumps(report["models"][name]), flush=True)
             jax.clear_caches()  # nothing of a model is wanted for the next
