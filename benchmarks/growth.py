@@ -95,7 +95,11 @@ def main() -> None:
     for name in names:
         if name in report["rows"] and not args.again:
             continue
-        report["rows"][name] = row = measure(name, kinds[name])
+        try:
+            row = measure(name, kinds[name])
+        except jax.errors.JaxRuntimeError as error:  # without enough memory; a mixer that fails is a row that says so
+            row = {"kind": kinds[name], "fault": str(error).splitlines()[0]}
+        report["rows"][name] = row
         report |= {"cores": os.cpu_count(), "asked_for": kinds}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n")

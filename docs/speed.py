@@ -248,10 +248,13 @@ def growth(report: Report) -> str:
         rows = {name: row for name, row in sorted(report["rows"].items()) if row["kind"] == kind}
         if not rows:
             continue
-        lengths = next(iter(rows.values()))["lengths"]
+        lengths = next(row["lengths"] for row in rows.values() if "lengths" in row)
         head = ["mixer", *(f"{n:,} tokens" for n in lengths), "exponent of time"]
         lines = []
         for name, row in rows.items():
+            if "fault" in row:
+                lines.append([name, row["fault"], *[""] * (len(lengths) + 1 + (kind == "sparse"))])
+                continue
             missed, time = "missed" if row["missed"] else "", _number(row["time_exponent"])
             if kind == "sparse":
                 cells = [f"{_number(ms)}, {_number(mib)}" for ms, mib in zip(row["ms"], row["mib"], strict=True)]
