@@ -297,6 +297,18 @@ ROWS = {
             _fla("kda.naive", "naive_chunk_kda", _by_channel, IN_CHUNKS),
         ),
     ),
+    "comba": Row(
+        "q k v gate write removed",
+        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gate", read_key="removed"),
+        (
+            _fla(
+                "comba.naive",
+                "naive_recurrent_comba",
+                _time_first("q", "k", "v", "removed", "write", "gate"),
+                TOKEN_BY_TOKEN,
+            ),
+        ),
+    ),
     "rwkv7": Row(
         "q k v gates write removed",
         _remove_and_write,
