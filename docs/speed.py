@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.vision import families, means
 from benchmarks.vision_peers import PEERS
 from docs.catalogue import table
 from docs.results import HOME
+from docs.speed_of_mixers import Report, growth, mixers, number, sparse
 
 RESULTS = HOME / "benchmarks" / "results" / "cpu"
 PAGE = HOME / "docs" / "speed.md"
@@ -23,11 +23,6 @@ milliseconds. A ratio above 1 means that ours is faster. Rows of one table may b
 code: compare along a row. Where a figure is missing, the peer did not finish in the time that the script gave it.
 Losses stay in the tables.
 """
-Report = dict[str, Any]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _load(report: Report) -> str:
@@ -61,7 +56,7 @@ def vision(report: Report) -> str:
         for what, label in _PARTS.items():
             times = [row[side].get(what) for side in ("ours", "eager", "compile")]
             ratios = [row.get(f"times_faster_than_{side}", {}).get(what) for side in ("eager", "compile")]
-            rows.append([name, label, *map(_number, [*times, *ratios])])
+            rows.append([name, label, *map(number, [*times, *ratios])])
     if rows:
         head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
         parts.append(table(head, rows))
@@ -89,9 +84,9 @@ def _families(report: Report) -> str:
         apart = sides[1].get("largest_relative_difference", 0.0)
         said = [*stopped, *([f"missed: {', '.join(missed)}"] if missed else [])]
         said += [f"logits differ by {apart:.1g}"] if apart > 1e-3 else []
-        rows.append([row["family"], name, row["peer"], *map(_number, cells), "; ".join(said)])
+        rows.append([row["family"], name, row["peer"], *map(number, cells), "; ".join(said)])
     targets = [
-        f"{label} {_number(found.get(what)) or 'not measured'} (target {asked[what]['mean']:g}"
+        f"{label} {number(found.get(what)) or 'not measured'} (target {asked[what]['mean']:g}"
         f"{', missed' if found.get(what, math.inf) < asked[what]['mean'] else ''})"
         for what, label in _PARTS.items()
     ]
@@ -123,14 +118,14 @@ def mamba(report: Report) -> str:
         for what, ours in row["ours_ms"].items():
             theirs = row["transformers_ms"].get(what)
             ratio = row["times_faster"].get(what)
-            theirs_shown = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
-            before = ", ".join(map(_number, row.get("forward_over_products_before", [])))
+            theirs_shown = number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
+            before = ", ".join(map(number, row.get("forward_over_products_before", [])))
             over = (
-                _number(row["forward_over_products"]) + (f" (earlier runs: {before})" if before else "")
+                number(row["forward_over_products"]) + (f" (earlier runs: {before})" if before else "")
                 if what == "forward"
                 else ""
             )
-            rows.append([length, what.replace("_", " "), _number(ours), theirs_shown, _number(ratio), over])
+            rows.append([length, what.replace("_", " "), number(ours), theirs_shown, number(ratio), over])
     head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
     return (
         f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n"
@@ -149,7 +144,7 @@ def decoding(report: Report) -> str:
         prompt = [row["ours_ms"]["prompt"], other.get("prompt"), times.get("prompt")]
         named = f"{name}, {row['depth']} blocks" if "depth" in row else name
         rows.append(
-            [named, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
+            [named, *map(number, cells), other.get("stopped", "missed" if missed else ""), *map(number, prompt)]
         )
     text = (
         f"`python -m benchmarks.decoding`: greedy decoding after a prompt of {report['prompt']} tokens, one token for "
@@ -169,104 +164,11 @@ def decoding(report: Report) -> str:
             other, ratio = row.get("transformers_ms", {}), row.get("times_faster", {}).get("prompt")
             cells = [row["ours_ms"]["prompt"], other.get("prompt"), ratio]
             missed = "missed" if ratio is not None and ratio < row["asked"]["times_faster"] else ""
-            rows.append([name, *map(_number, cells), other.get("stopped", missed)])
+            rows.append([name, *map(number, cells), other.get("stopped", missed)])
         text = (
             "With `--prefill`: the first new token after one prompt of 4,096 tokens. The target is 2 times the speed."
         )
         parts.append(f"{text}\n\n{table(['model', 'ms', 'transformers, ms', 'times', ''], rows)}")
-    return "\n".join(parts)
-
-
-def mixers(report: Report) -> str:
-    """Recurrences compared with flash-linear-attention's PyTorch code, and their growth with length."""
-    rows, others = [], []
-    for name, row in report["rows"].items():
-        if "asked" not in row:
-            others.extend([name, what, _compact(found)] for what, found in row.items() if what not in _MACHINE)
-            continue
-        for what in ("forward", "gradient"):
-            for peer, ratio in row[what]["times"].items():
-                times, asked = row[what]["ms"], row["asked"][peer]
-                cells = [_number(times["ours"]), _number(times[peer]), _number(ratio), _number(asked)]
-                missed = "missed" if asked is not None and ratio < asked else ""
-                rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
-    text = (
-        "`python -m benchmarks.mixers_speed`: the op alone on 1 x 2048 tokens x 8 heads x 64, compared with the "
-        "PyTorch code of fla-core 0.6.0 (of the mLSTM, with that of transformers),"
-    )
-    more = (
-        " token by token or in chunks, and with our own reference, token by token in JAX. Of forgetting attention, the "
-    )
-    more += "peer is a plain attention, and nothing is asked."
-    more += " The last column is the exponent with which the gradient's memory grows, from 2k to 32k tokens."
-    head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "target", "", "memory"]
-    parts = [f"## The recurrences compared with PyTorch code\n\n{text}{more}\n\n{table(head, rows)}"]
-    if others:
-        parts.append(table(["what", "", "measured"], others))
-    return "\n".join(parts)
-
-
-_MACHINE = ("versions", "cores", "load_average_at_end")
-
-
-def _compact(found: Any) -> str:
-    if not isinstance(found, dict):
-        return _number(found)
-    return "; ".join(f"{key}: {_compact(value)}" for key, value in found.items())
-
-
-def sparse(report: Report) -> str:
-    """Sparse encoders compared with transformers."""
-    rows = []
-    for name, row in report["rows"].items():
-        for what, found in row.items():
-            if what in _MACHINE:
-                continue
-            times, asked = found["ms"], found["asked"]
-            cells = [_number(times["ours"]), _number(times["transformers"]), _number(found["times"])]
-            rows.append([name, what, *cells, "missed" if asked is not None and found["times"] < asked else ""])
-    text = (
-        "`python -m benchmarks.sparse`: two blocks of the published size, the same weights. The target is 2 times the "
-        "speed of transformers at 4,096 tokens. With texts of 512 tokens BigBird of transformers attends to all."
-    )
-    head = ["model", "", "ours, ms", "transformers, ms", "times", ""]
-    return f"## Sparse encoders\n\n{text}\n\n{table(head, rows)}"
-
-
-def growth(report: Report) -> str:
-    """How time and memory of one layer grow with length."""
-    parts = [
-        "## Growth with length\n\n`python -m benchmarks.growth`: one layer of 256 features and four heads with its "
-        "default options; exponents are slopes of the logarithms.\n"
-    ]
-    about = {
-        "sparse": "Sparse attention: the gradient, milliseconds and temporary MiB. Exponents should be at most 1.1.",
-        "constant": "Mixers whose state has one size at every length: the forward pass, microseconds a token. The "
-        "exponent of time should be between 0.9 and 1.1.",
-    }
-    for kind, text in about.items():
-        rows = {name: row for name, row in sorted(report["rows"].items()) if row["kind"] == kind}
-        if not rows:
-            continue
-        lengths = next(row["lengths"] for row in rows.values() if "lengths" in row)
-        head = ["mixer", *(f"{n:,} tokens" for n in lengths), "exponent of time"]
-        lines = []
-        for name, row in rows.items():
-            if "fault" in row:
-                lines.append([name, row["fault"], *[""] * (len(lengths) + 1 + (kind == "sparse"))])
-                continue
-            missed, time = "missed" if row["missed"] else "", _number(row["time_exponent"])
-            if kind == "sparse":
-                cells = [f"{_number(ms)}, {_number(mib)}" for ms, mib in zip(row["ms"], row["mib"], strict=True)]
-                lines.append([name, *cells, time, _number(row["memory_exponent"]), missed])
-            else:
-                cells = [_number(1e3 * ms / n) for ms, n in zip(row["ms"], lengths, strict=True)]
-                lines.append([name, *cells, time, missed])
-        head += ["of memory", ""] if kind == "sparse" else [""]
-        asked = [name for name, of in report.get("asked_for", {}).items() if of == kind]
-        missing = len(set(asked) - set(rows))
-        parts.append(text + (f" {missing} of {len(asked)} are not measured." if missing else "") + "\n")
-        parts.append(table(head, lines))
     return "\n".join(parts)
 
 
@@ -276,7 +178,7 @@ def titans(report: Report) -> str:
     for name, row in report["rows"].items():
         for what in ("forward", "gradient"):
             found = row[what]
-            times = map(_number, (found["chunked_ms"], found["sequential_ms"], found["times_faster"]))
+            times = map(number, (found["chunked_ms"], found["sequential_ms"], found["times_faster"]))
             rows.append([name, what, *times, f"{found['relative_difference']:.0e}"])
     text = (
         f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: both forms "
@@ -356,9 +258,9 @@ def startup(report: Report) -> str:
         for stage in dict.fromkeys(stage for each in found for stage, value in each.items() if isinstance(value, dict)):
             cells = [cell(each.get(stage)) for each in found]
             if name == "loading":
-                loaded.append([stage, *cells[:2], *(_number(each.get(f"{stage}, peak")) for each in found[:2])])
+                loaded.append([stage, *cells[:2], *(number(each.get(f"{stage}, peak")) for each in found[:2])])
                 continue
-            ratios = [_number(row.get(f"times_faster_than_{side}", {}).get(stage)) for side in sides[1:]]
+            ratios = [number(row.get(f"times_faster_than_{side}", {}).get(stage)) for side in sides[1:]]
             stages.append([name, stage, *cells, *ratios])
         for side, each in zip(("ours", "before", "the peer"), found):
             if "stopped" in each:
@@ -395,7 +297,7 @@ def _of_families(rows: Mapping[str, Report], maxvit: Report) -> str:
         ratio = own / whole if own and whole else None
         missed = "missed" if ratio is not None and ratio > MOST_TO_COMPILE else ""
         seconds = (row.get(stage, {}).get("cpu") for stage in ("create", "trace", "compile", "step"))
-        cells.append([name, *map(_number, seconds), _number(ratio), row.get("stopped", missed)])
+        cells.append([name, *map(number, seconds), number(ratio), row.get("stopped", missed)])
     text = (
         "One model of other families, alone: CPU seconds, and those of tracing and compiling over MaxViT-T's, which "
         f"should be at most {MOST_TO_COMPILE:g}."
@@ -416,7 +318,7 @@ def second_run(report: Report) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     text = (
         f"`python -m benchmarks.second_run`, {versions}{_load(report)}. Seconds since `train.py` began, CPU seconds in "
-        f"parentheses. The target is {_number(report['asked'])} s until it trains."
+        f"parentheses. The target is {number(report['asked'])} s until it trains."
     )
     head = ["config", "", "first run, trains", "second: ready", "traced", "trains", ""]
     return f"## Until a second run trains\n\n{text}\n\n{table(head, rows)}"
@@ -428,7 +330,7 @@ def convolutions(report: Report) -> str:
     for op, sizes in report["rows"].items():
         for size, row in sizes.items():
             forms = [name for name, found in row.items() if isinstance(found, dict)]
-            ratio = _number(row["times_faster_than_nnx.Conv"])
+            ratio = number(row["times_faster_than_nnx.Conv"])
             rows.append([op, size, row["chosen"], *(_form(row[name]) for name in forms), ratio])
     head = ["op", "taps a side", "chosen", *forms, "times nnx.Conv"]
     text = f"`python -m benchmarks.convolutions`, jax {report['jax']}{_load(report)}: the gradient of one layer,"
@@ -447,7 +349,7 @@ def quantization(report: Report) -> str:
             rate = 1e3 * int(name.rpartition(" ")[2]) / times["token"]
             cells = [faster["token"], times["prompt"], faster["prompt"]]
             held = [f"{size / 1e6:,.1f}", f"{plain / size:.2f}", f"{row['memory'][label] / 1e6:,.1f}"]
-            rows.append([name, label, *held, _number(rate), *map(_number, cells)])
+            rows.append([name, label, *held, number(rate), *map(number, cells)])
     versions = next(iter(report["rows"].values()))["versions"]
     text = (
         f"`python -m benchmarks.quantization`, jax {versions['jax']}: `zoo.quantize(model, ...)` compared with the "
@@ -469,7 +371,7 @@ def rematerialization(report: Report) -> str:
         for form, found in row["forms"].items():
             cells = [found[part] for part in ("peak", "of_the_peak", "step", "times_the_step")]
             met = [f"{peak}" for peak, time in asked if cells[1] <= peak and cells[3] <= time]
-            rows.append([name, size, form, *map(_number, cells), ", ".join(met)])
+            rows.append([name, size, form, *map(number, cells), ", ".join(met)])
     text = (
         "`python -m benchmarks.rematerialization`: the gradient of a model as made, and with each policy, which on a "
         "CPU needs `scan=True` under jax 0.10. The peak is what the compiled program needs, parameters and gradients "
@@ -487,18 +389,18 @@ def input_pipeline(report: Report) -> str:
     text = (
         f"`python -m benchmarks.input_pipeline`, {versions}{_load(report)}: JPEG files from folders of classes, random "
         f"crops of 224 pixels, RandAugment, {report['workers']} workers, and the training step of {report['model']}, "
-        f"{report['batch_size']} images a batch. The target is {_number(row['asked'])} times as many images as the "
+        f"{report['batch_size']} images a batch. The target is {number(row['asked'])} times as many images as the "
         f"step takes{'' if row['times_the_step'] >= row['asked'] else ': missed'}. Fed by the pipeline, which "
-        f"shares the cores with it, the step takes {_number(row['fed'])} images per second and "
+        f"shares the cores with it, the step takes {number(row['fed'])} images per second and "
         f"waits {row['waiting']:.1%} of the time."
     )
     cells = [row["ours"], row["timm"], row["times_timm"], row["step"], row["times_the_step"]]
     head = ["ours, images/s", "timm, images/s", "times timm", "the step, images/s", "times the step"]
-    return f"## The input of training\n\n{text}\n\n{table(head, [[*map(_number, cells)]])}"
+    return f"## The input of training\n\n{text}\n\n{table(head, [[*map(number, cells)]])}"
 
 
 def _form(found: Report) -> str:
-    time = _number(found.get("run_ms")) or found["stopped"]
+    time = number(found.get("run_ms")) or found["stopped"]
     return f"{time} ({found['compile_cpu_s']:.2f})" if "compile_cpu_s" in found else time
 
 

@@ -106,7 +106,7 @@ def test_warnings_for_users_are_without_lines_of_code(capsys: pytest.CaptureFixt
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *given: sys.stderr.write(warnings.formatwarning(*given[:4]))
-        commands.main(["told"], {"told": commands.Command("About.", lambda _: None, warn)})
+        commands.main(["warn"], {"warn": commands.Command("About.", lambda _: None, warn)})
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "warning: the head stays random"
     assert "DeprecationWarning: not for users" in lines[1]
