@@ -41,7 +41,7 @@ QUICK: Mapping[str, Any] = {
         "attention", "linear_attention", "mamba2", "gated_delta_net", "rwkv7", "hgrn2", "neighborhood",
         "focal_modulation",
     ),
-    "steps": {"digits": 150, "recall": 400},
+    "steps": {"digits": 300, "copying": 400},
     "lengths": (256, 4096),
 }  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import pathlib
 import platform
 import sys
@@ -86,7 +85,7 @@ def make(
     from training import standings
 
     folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend()
-    device = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "python": platform.python_version()}
+    device = {"device": jax.devices()[0].device_kind, "cores": standings.cores(), "python": platform.python_version()}
     known = {"quick": given.quick, "rows_asked_for": len(jobs), **device, "jax": jax.__version__, **about}
     results, worker = standings.Results(folder / f"{name}.json", known, fresh=given.again), Worker([module, "--work"])
     say = (lambda _: None) if given.quiet else functools.partial(print, file=sys.stderr, flush=True)

@@ -8,9 +8,9 @@ a text has as many tokens as the model has positions, 2,048 where it has no limi
 encoder-decoder. Ops have the form that they take on a CPU; kernels on other devices keep less.
 
 Memory is the estimate of :func:`training.memory.needed`. Where two steps have the same operations, the memory at each
-point of the program grows linearly with the number of examples, so two traced steps predict how many fit. A step with
-that many is traced too; where its need differs from the prediction, because a layer has another form for more rows, the
-prediction is repeated with it.
+point of the program grows linearly with the number of examples, so two traced steps predict how many fit. A number
+between two such steps is taken as it is. A step beyond them is traced too; where its need differs from the prediction,
+because a layer has another form for more rows, the prediction is repeated with it.
 
 ``--compile=MODEL,...`` compiles steps on this device with as many examples as fit 8 GiB by that count, and records the
 compiler's figure beside the estimate. That needs no more memory than compilation does.
@@ -40,6 +40,8 @@ FIRST = 4
 TRIES = 6
 """How often a prediction is repeated."""
 TOKENS = 2048
+FARTHEST = 16
+"""How many times more examples than any traced step a prediction may have."""
 MOST = 1 << 20
 """Examples that are not exceeded in a search."""
 
@@ -154,9 +156,14 @@ def count(name: str) -> dict[str, Any]:
     if state + gradients > DEVICES[-1] * GIB:
         return {**row, "state_and_gradients_bytes": state + gradients, "fits": [0] * len(DEVICES)}
     known = _Known(step)
-    fits = [known.most(limit * GIB) for limit in DEVICES]
+    fits = {limit: known.most(limit * GIB) for limit in (min(DEVICES), max(DEVICES), *DEVICES)}  # then those between
     traced = {str(examples): max(live) for examples, live in sorted(known.traced.items())}
-    return {**row, "traced_bytes": traced, "fits": fits, "cpu_seconds": round(time.process_time() - since, 1)}
+    return {
+        **row,
+        "traced_bytes": traced,
+        "fits": [fits[limit] for limit in DEVICES],
+        "cpu_seconds": round(time.process_time() - since, 1),
+    }
 
 
 class _Known:
@@ -184,17 +191,26 @@ class _Known:
         self.traced[examples] = [held + live for live in moments(program.jaxpr)]
 
     def most(self, limit: int) -> int:
-        """The most examples whose step fits, which was traced; 0 where one does not."""
+        """The most examples whose step fits: traced, or between two traced steps with the same operations; 0 where not
+        even one fits.
+        """
         if max(self.traced[1]) > limit:
             return 0
         near = min(self.traced, key=lambda n: abs(max(self.traced[n]) - limit))
         for _ in range(TRIES):
             needed = self._line(near)
-            near = max(1, min(most(lambda n, needed=needed: needed(n) <= limit), 4 * max(self.traced)))
-            if near in self.traced and max(self.traced[near]) <= limit:
+            near = max(1, min(most(lambda n, needed=needed: needed(n) <= limit), FARTHEST * max(self.traced)))
+            live = self.traced.get(near)
+            if max(live) <= limit if live else self._between(near):
                 return near
             self.trace(near)
         return max(n for n, live in self.traced.items() if max(live) <= limit)
+
+    def _between(self, examples: int) -> bool:
+        """Whether the nearest traced steps of fewer and of more examples have the same operations."""
+        fewer = [n for n in self.traced if n < examples]
+        more = [n for n in self.traced if n > examples]
+        return bool(fewer and more) and len(self.traced[max(fewer)]) == len(self.traced[min(more)])
 
     def _line(self, near: int) -> Callable[[int], float]:
         """The bytes of a step by its examples, from two traced ones near to ``near``: of those with the same
@@ -286,6 +302,7 @@ def main(given: Sequence[str] | None = None) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
+    gc.disable()  # a third of the time of tracing, which leaves nothing before its end
     for name in wanted:
         if args.again or "fits" not in report["models"].get(name, ()):
             try:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -317,6 +317,13 @@ def parse(argument: str) -> tuple[str, dict[str, str]]:
     return head.strip() or "digits", settings
 
 
+def _unknown(head: str, known: Iterable[str], example: str) -> str:
+    """The message for a config argument that names no known data."""
+    if "=" in head:
+        return f"the config argument {head!r} is a setting: what to train on comes first, as in {example}"
+    return unknown("config argument", head, known)
+
+
 def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
     """Builds the config of a vision architecture.
 
@@ -329,7 +336,7 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
     """
     head, settings = parse(argument or "")
     if head not in _RECIPES:
-        raise ValueError(unknown("config argument", head, _RECIPES))
+        raise ValueError(_unknown(head, _RECIPES, "folder,path=DIR"))
     recipe, takes = _RECIPES[head]
     for name in settings:
         if name not in takes:
@@ -453,7 +460,7 @@ def language(architecture: LanguageArchitecture, argument: str | None) -> Config
     """
     head, settings = parse(argument or "text")
     if head not in _LANGUAGE:
-        raise ValueError(unknown("config argument", head, _LANGUAGE))
+        raise ValueError(_unknown(head, _LANGUAGE, "text,path=DIR"))
     recipe, needed, optional = _LANGUAGE[head]
     known = ("variant", *needed, *optional)
     for name in settings:

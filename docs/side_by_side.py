@@ -36,9 +36,16 @@ the compiled program needs, including arguments and results. Training is the gra
 Report = dict[str, Any]
 
 
-def _load(rows: list[Report]) -> str:
-    loads = [row["load_average"] for row in rows]
-    return f"{min(loads):.1f} to {max(loads):.1f}"
+def _machine(rows: list[Report]) -> str:
+    """On how many cores rows were measured, and beside what load."""
+    parts = []
+    for what, of in (("learning", "task"), ("costs", "length")):
+        own = [row for row in rows if of in row["job"]]
+        if own:
+            cores = " or ".join(map(str, sorted({row["cores"] for row in own})))
+            loads = [row["load_average"] for row in own]
+            parts.append(f"{what} on {cores} cores at a load average of {min(loads):.1f} to {max(loads):.1f}")
+    return ", ".join(parts)
 
 
 def learning(rows: list[Report], name: str) -> list[str]:
@@ -96,8 +103,8 @@ def section(report: Report, name: str) -> str:
     )
     command = f"python -m benchmarks.mixers{' --quick' if report['quick'] else ''}"
     text = (
-        f"`{command}` on {report['cores']} cores, jax {report['jax']}: {counted}. "
-        f"Load average {_load(rows)}: above the number of cores, times are too long."
+        f"`{command}`, jax {report['jax']}: {counted}; {_machine(rows)}. Where the load is above the machine's cores, "
+        "times are too long."
     )
     return "\n".join([f"## {FORMS[name]}\n\n{text}\n", *learning(rows, name), *costs(rows, name)])
 

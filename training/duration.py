@@ -26,7 +26,7 @@ class Clock:
     epoch: int
 
     def examples(self, duration: str, field: str) -> int:
-        """Number of examples in ``duration``; 0 for an empty string, which means "never".
+        """Number of examples in ``duration``; 0 for "0" and for an empty string, which means "never".
 
         Args:
           duration: a number and one of epochs, steps, examples.
@@ -35,7 +35,7 @@ class Clock:
         Raises:
           ValueError: ``duration`` can't be read.
         """
-        if not duration:
+        if not duration or str(duration) == "0":
             return 0
         form = _FORM.fullmatch(str(duration))
         if not form:

@@ -247,6 +247,8 @@ def train(
                 f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {data}, {total:,} steps of "
                 f"{size}"
             )
+            if len(examples) < size:
+                log.say(f"fewer examples ({len(examples):,}) than a batch has ({size:,}): each step repeats some")
             if restored:
                 log.say(f"resuming from step {step} of {total}")
             window, first, compiled = _Window(optimizer.trainable), step, None

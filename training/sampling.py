@@ -18,6 +18,7 @@ from zoo import commands
 from zoo.sources import run_record, run_tokenizer
 
 SAMPLE_TOKENS = 400
+"""Tokens of a sample; fewer where the model has no positions for so many."""
 
 
 @runtime_checkable
@@ -39,7 +40,12 @@ class WritesText(Protocol):
         ...
 
 
-def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
+def _room(model: Any, prompt: int) -> int:
+    """How many tokens follow a prompt of so many if nobody says how many."""
+    return min(SAMPLE_TOKENS, max((model.most_tokens or prompt + SAMPLE_TOKENS) - prompt, 1))
+
+
+def sample(task: Task, model: Any, new_tokens: int | None = None) -> str:
     """The text that ``model`` generates from the task's prompt (:class:`WritesText`); "" for tasks without one.
 
     The prompt is included, separated from the generated text by "|".
@@ -47,6 +53,9 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
     if not isinstance(task, WritesText):
         return ""
     prompt = task.sample_prompt()
+    if model.most_tokens is not None:
+        prompt = prompt[: model.most_tokens // 2]
+    new_tokens = _room(model, len(prompt)) if new_tokens is None else new_tokens
     written = zoo.generate(
         model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=task.tokenizer.separator
     ).rows()[0]
@@ -63,7 +72,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="a tokenizer.json, with --model; default: bytes")
     parser.add_argument("--prompt", default="", help="the text to continue; - reads standard input")
     parser.add_argument("--source", help="the text that an encoder-decoder reads; - reads standard input")
-    parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_TOKENS)
+    parser.add_argument(
+        "--max_new_tokens", type=int, help=f"default {SAMPLE_TOKENS}, or as many as the model has positions for"
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most probable token")
     parser.add_argument("--top_k", type=int)
     parser.add_argument("--top_p", type=float, default=0.95)
@@ -126,13 +137,14 @@ def _generate(given: argparse.Namespace) -> None:
     end = tokenizer.separator if source is None else getattr(model.config, "end_token", None)
     stops = [*given.stop, *([] if given.keep_going or end is None else [end])]
     prompt = text if source is None or text else None
+    before = [tokenizer.separator] if source is None else []
+    before += tokenizer.encode(text.encode()).tolist()
+    new_tokens = _room(model, max(len(before), 1)) if given.max_new_tokens is None else given.max_new_tokens
     pieces = zoo.stream(
-        model, prompt, given.max_new_tokens, source=source, temperature=given.temperature, top_k=given.top_k,
+        model, prompt, new_tokens, source=source, temperature=given.temperature, top_k=given.top_k,
         top_p=given.top_p, min_p=given.min_p, repetition_penalty=given.repetition_penalty, stop=stops,
         tokenizer=tokenizer, rngs=given.seed,
     )  # fmt: skip
-    before = [tokenizer.separator] if source is None else []
-    before += tokenizer.encode(text.encode()).tolist()
     sys.stdout.write(text)
     new = (piece[0] if source is None else piece[0][piece[0] != end] for piece in pieces)
     for part in tokenization.streamed(tokenizer, new, before, given.stop):

@@ -25,6 +25,11 @@ Job = dict[str, Any]
 Row = dict[str, Any]
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Results:
     """A file of rows, each written immediately with its job, so that an interrupted comparison can be resumed.
 
@@ -44,7 +49,7 @@ class Results:
 
     def add(self, job: Job, row: Row) -> Row:
         """Adds or replaces the row of a job, and writes the file."""
-        row = {"job": job, **row, "load_average": round(os.getloadavg()[0], 1)}
+        row = {"job": job, **row, "cores": cores(), "load_average": round(os.getloadavg()[0], 1)}
         self.rows = [*(other for other in self.rows if other["job"] != job), row]
         self._write()
         return row

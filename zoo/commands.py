@@ -9,6 +9,7 @@ import argparse
 import ast
 import dataclasses
 import fnmatch
+import gc
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import numpy as np
 import tokenization
 from layers.mixer import list_mixers
 from layers.state import flatten
+from pictures import SUFFIXES
 from primitives.memory import size
 from suggestions import installation, near
 from zoo.backbones.causal import Causal
@@ -156,6 +158,7 @@ def _refuse(rest: Sequence[str], parser: Parser) -> None:
 def _run(command: Command, options: argparse.Namespace) -> None:
     try:
         installation.refuse_others()
+        gc.freeze()  # imported objects stay: the garbage collector skips them from now on
         plain_warnings()
         keep_compiled()
         command.run(options)
@@ -284,7 +287,7 @@ def _summary(given: argparse.Namespace) -> None:
 
 
 def _predict_arguments(parser: Parser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files of images of any size, or texts")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images of any size or their folders, or texts")
     _model_arguments(parser, required=True)
     parser.add_argument("--tokenizer", help="a tokenizer.json for texts; default: the run's, else bytes")
     parser.add_argument("--top_k", type=int, default=5, help="how many classes, or next tokens, to name")
@@ -308,13 +311,24 @@ def _predict(given: argparse.Namespace) -> None:
         )
     from tqdm import tqdm
 
-    hidden = given.quiet or not sys.stderr.isatty() or len(given.inputs) <= given.batch_size
-    for start in tqdm(range(0, len(given.inputs), given.batch_size), unit="batch", disable=hidden):
-        batch = given.inputs[start : start + given.batch_size]
+    files = [file for path in given.inputs for file in _images(path)]
+    hidden = given.quiet or not sys.stderr.isatty() or len(files) <= given.batch_size
+    for start in tqdm(range(0, len(files), given.batch_size), unit="batch", disable=hidden):
+        batch = files[start : start + given.batch_size]
         # A smaller last batch would compile a second program.
-        full = [*batch, *[batch[-1]] * (min(given.batch_size, len(given.inputs)) - len(batch))]
+        full = [*batch, *[batch[-1]] * (min(given.batch_size, len(files)) - len(batch))]
         for path, found in zip(batch, predict(model, full, batch_size=len(full), top_k=given.top_k), strict=False):
             _show(given, "image", path, "classes", found)
+
+
+def _images(path: str) -> list[str]:
+    """The images directly in a folder; of any other path, the path alone."""
+    if not Path(path).is_dir():
+        return [path]
+    found = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _show(given: argparse.Namespace, kind: str, thing: str, what: str, found: list[tuple[str, float]]) -> None:

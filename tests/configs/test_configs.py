@@ -88,6 +88,7 @@ def test_arguments_reach_their_fields(name):
     [
         ("imagnet", "unknown config argument 'imagnet': did you mean 'imagenet'"),
         ("zzz", "unknown config argument 'zzz': there are: digits, folder, imagenet, tfds"),
+        ("path=DIR", "'path=DIR' is a setting: what to train on comes first, as in folder,path=DIR"),
         ("imagenet,varant=tiny", "'varant': did you mean 'variant'"),
         ("imagenet,variant=tinny", "unknown variant 'tinny': did you mean 'tiny'"),
         ("imagenet,tiny", "'tiny' is not of the form name=value"),

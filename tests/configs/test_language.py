@@ -72,6 +72,7 @@ def test_arguments(name: str) -> None:
     ("argument", "message"),
     [
         ("txt", "unknown config argument 'txt': did you mean 'text'"),
+        ("text=DIR", "'text=DIR' is a setting: what to train on comes first, as in text,path=DIR"),
         ("text,pth=DIR", "unknown setting of the config argument 'text' 'pth': did you mean 'path'"),
         ("tfds", "needs name="),
         ("task", "needs name="),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 
+import tokenization
 import zoo
 from training import assembly, loop, sampling
 
@@ -132,6 +134,20 @@ def test_the_prompt_from_standard_input(
     assert printed(capsys, f"--workdir={run / 'workdir'}", "--prompt=-", f"--max_new_tokens={PIECE}").startswith(
         "over the"
     )
+
+
+def test_a_sample_fits_the_positions_of_the_model() -> None:
+    class Task:
+        tokenizer = tokenization.create(None)
+
+        def sample_prompt(self) -> list[int]:
+            return [*b"a prompt longer than the model"]
+
+        def decode(self, tokens: Any) -> str:
+            return bytes(tokens).decode(errors="replace")
+
+    model = zoo.create("gpt2_nano", max_length=16, features=16, depth=1, num_heads=2)
+    assert sampling.sample(Task(), model).startswith("a prompt|")  # type: ignore[arg-type]
 
 
 def test_other_tasks_have_no_sample() -> None:

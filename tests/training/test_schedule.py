@@ -21,6 +21,7 @@ CLOCK = Clock(batch_size=8, epoch=100)
         ("10000 examples", 10000, 1250),
         ("1e3 steps", 8000, 1000),
         ("", 0, 0),
+        ("0", 0, 0),
     ],
 )
 def test_durations(text, examples, steps):

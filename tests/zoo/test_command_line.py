@@ -144,6 +144,11 @@ def test_convert_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == second
     assert first["image"] == str(image)
+    commands.main(["predict", str(tmp_path), *named, f"--weights={timms}", "--top_k=2", "--json"])
+    assert json.loads(capsys.readouterr().out) == first  # of a folder, its images
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no images"):
+        commands.main(["predict", str(empty), *named, f"--weights={timms}"])
     classes = zoo.predict(zoo.create("vit_nano_patch4_32", weights=timms, **MICRO), [image, image], top_k=2)[0]
     assert [entry["name"] for entry in first["classes"]] == [name for name, _ in classes]
 
