@@ -136,7 +136,7 @@ class FeedForwardMixing(Mixer):
         x = without_padding(x if self.dtype is None else x.astype(self.dtype), tokens.mask)
         places = state.length[:, None] + jnp.arange(new)
         if new == 1:
-            parts = self._parts(x, self._matrices(x.dtype)[places], "bld,bldh->blh")
+            parts = self._parts(x, self._matrices(x.dtype)[places], "bld,bldh")
         else:  # tokens of a row at their places, instead of a matrix for each token of each row
             row = jnp.arange(batch)[:, None]
             at_places = jnp.zeros((batch, self.max_length, self.features), x.dtype).at[row, places].set(x, mode="drop")
@@ -156,10 +156,12 @@ class FeedForwardMixing(Mixer):
         """W_1 with the norm's scale, (max_length, features, hidden)."""
         return (widened(self.scale[...])[..., None] * widened(self.up[...])).astype(dtype)
 
-    def _parts(self, x: jax.Array, matrices: jax.Array, equation: str = "bld,ldh->blh") -> jax.Array:
+    def _parts(self, x: jax.Array, matrices: jax.Array, equation: str = "bld,ldh") -> jax.Array:
         """What each token adds to the sums of :class:`PrefixState`: (batch, length, hidden + 2), at least float32."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        products, exact = jnp.einsum(equation, x, matrices, preferred_element_type=wide), x.astype(wide)
+        # Positions first: XLA has no product in bfloat16 with the sums in float32 on a CPU where rows are first.
+        products = jnp.einsum(f"{equation}->lbh", x, matrices, preferred_element_type=wide).swapaxes(0, 1)
+        exact = x.astype(wide)
         return jnp.concatenate([products, jnp.stack([exact.sum(-1), (exact**2).sum(-1)], axis=-1)], axis=-1)
 
     def _hidden(self, sums: jax.Array) -> jax.Array:

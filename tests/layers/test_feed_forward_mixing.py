@@ -13,6 +13,7 @@ from flax import nnx
 import layers
 from layers import FeedForwardMixing, flatten
 from layers.making import abstract
+from tests.compilation import OPTIMIZED
 from tests.layers.mixer_cases import relative
 
 MOST, FEATURES, HIDDEN, LENGTH = 9, 6, 5, 7
@@ -73,6 +74,16 @@ def test_sizes_of_the_paper(share: int) -> None:
         options = {"max_length": 50, "hidden": 50 * 128 // share, "causal": causal}
         make = functools.partial(layers.create_mixer, {"name": "feed_forward_mixing", **options}, 128)
         assert layers.parameter_count(abstract(lambda rngs, make=make: make(rngs=rngs))) == count
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_bfloat16_as_compiled_for_users(causal: bool) -> None:
+    """Several rows: XLA for CPUs has no such product for all orders of axes."""
+    x = np.random.default_rng(1).standard_normal((2, 8, 64)).astype(np.float32)
+    make = functools.partial(FeedForwardMixing, 64, max_length=8, causal=causal)
+    exact, low = make(rngs=nnx.Rngs(0)), make(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    run = jax.jit(lambda mixer, x: mixer(x), compiler_options=OPTIMIZED)
+    assert relative(np.asarray(run(low, x), np.float32), np.asarray(exact(x))) < 0.03
 
 
 def test_refusals() -> None:
