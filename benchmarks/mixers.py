@@ -15,7 +15,7 @@ mixer that fails, or takes too long or too much memory, is a row that says so. A
 docs/pictures/mixers_learning.svg and mixers_cost.svg (of the quick form, mixers_quick_...), and
 ``python -m docs.side_by_side`` writes the page of them.
 
-``--quick``: eight mixers, two tasks with fewer steps, one seed, two lengths; five minutes on two cores.
+``--quick``: eight mixers, two tasks with fewer steps, one seed, two lengths; nine minutes on two cores.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def draw_costs(rows: Sequence[Row]) -> Figure:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = shared.parser(__doc__, "five minutes on two cores", 300.0)
+    parser = shared.parser(__doc__, "nine minutes on two cores", 300.0)
     parser.add_argument("--only", help="mixers, separated by commas; default all, of the quick form eight")
     parser.add_argument("--tasks", help="separated by commas, or none; default all, of the quick form two")
     parser.add_argument("--lengths", help=f"or none; default {','.join(map(str, LENGTHS))}, of the quick form two")

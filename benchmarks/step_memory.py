@@ -54,10 +54,17 @@ class Entropy:
         import jax.numpy as jnp
 
         del rngs
-        logits = model(*batch.values()).astype(jnp.float32)
+        inputs = list(batch.values())
+        more = {"tokens2": inputs.pop()} if _compares(model.config) else {}
+        logits = model(*inputs, **more).astype(jnp.float32)
         own = jnp.take_along_axis(logits, jnp.zeros((*logits.shape[:-1], 1), jnp.int32), -1)
         losses = jax.nn.logsumexp(logits, -1, keepdims=True) - own
         return losses.mean(), {"loss": (losses.sum(), jnp.float32(losses.size))}
+
+
+def _compares(config: Any) -> bool:
+    """Whether a model compares two sequences."""
+    return getattr(config, "head", None) == "dual"
 
 
 def example(entry: Variant, model: Any) -> list[tuple[tuple[int, ...], str]]:
@@ -71,7 +78,7 @@ def example(entry: Variant, model: Any) -> list[tuple[tuple[int, ...], str]]:
     length = getattr(config, "max_length", TOKENS) // multiple * multiple
     if not hasattr(config, "vocab_size"):
         return [((length, config.in_features), "float32")]
-    return [((length,), "int32")] * (2 if isinstance(model, EncoderDecoder) else 1)
+    return [((length,), "int32")] * (2 if isinstance(model, EncoderDecoder) or _compares(config) else 1)
 
 
 class Step:

@@ -37,7 +37,8 @@ def create(name: str, peak: float, total: int, warmup: int = 0, final: float = 0
         raise ValueError(f"optimizer.learning_rate={peak} is negative")
     if warmup > total:
         raise ValueError(
-            f"schedule.warmup is {warmup} steps, longer than the run of {total}: shorten it or lengthen train_for"
+            f"schedule.warmup is {warmup} steps, longer than the run of {total}: shorten it, as "
+            "--config.schedule.warmup=0 does, or lengthen train_for"
         )
     decay = max(total - warmup, 1)
     shapes: dict[str, Callable[[], Schedule]] = {

@@ -88,7 +88,7 @@ def test_rows_are_kept_and_drawn(
     }
     assert (axes[3].get_title(), axes[3].get_xlabel()) == ("training: memory, MiB", "tokens")
     text = side_by_side.section(report, "mixers_quick")
-    assert "16 rows were measured." in text
+    assert "16 rows were measured;" in text
     assert "| `mamba2` | 1,000 | 512, 8, 1 | not done after 300 s | not tried: 1,024 tokens were too many |" in text
 
 
